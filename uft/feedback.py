@@ -1,0 +1,217 @@
+"""What a batch of feedback is inside: prompts, responses that belong to them, relations between responses.
+
+Every kind of example that people collect is read into this one form:
+
+    kind            columns                                      responses    target        preferences
+    document        text                                         1            –             –
+    demonstration   prompt, completion  |  messages              1            1             –
+    pair            prompt, chosen, rejected                     2            1, 0          chosen over rejected
+                    (optional score_chosen, score_rejected)                   the scores
+    label           prompt, completion, label                    1            0 or 1        –
+    score           prompt, completion, score                    1            in [0, 1]     –
+
+so K responses to one prompt, rankings and rollouts need a new reader and no new batch.
+`target` is how good the response is said to be; terms that do not ask for it ignore it.
+Nothing here knows of models, losses or trainers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# The position in this tuple is the code in `Batch.kind`.  "mismatched" is never read from a file: it is another
+# row's response put behind this prompt, from which KTO estimates its KL.
+KINDS = ("document", "demonstration", "pair", "label", "score", "mismatched")
+
+# What a term can be `on`, as the kinds of response it means.  Chosen and rejected are the two sides of a pair.
+ROWS = {
+    "documents": ("document",),
+    "demonstrations": ("demonstration",),
+    "pairs": ("pair",),
+    "labels": ("label",),
+    "scores": ("score",),
+    "responses": ("pair", "label", "score"),
+    "mismatched": ("mismatched",),
+}
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One tokenised response.
+
+    tokens      int32 [n], the end-of-sequence token included
+    in_loss     bool [n], which tokens were written by the assistant; None means all of them
+    target      how good it is said to be: 1 desired, 0 undesired, between them a score, NaN unknown
+    weight      factor on its loss
+    mismatched  written for another prompt; only statistics may use it
+    """
+
+    tokens: np.ndarray
+    in_loss: np.ndarray | None = None
+    target: float = float("nan")
+    weight: float = 1.0
+    mismatched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One tokenised row: a prompt, its responses, and which of them is preferred to which.
+
+    prompt        int32 [m], the beginning-of-sequence token included
+    preferences   (better, worse) positions in `responses`
+    source, row   where it came from: name of the source, row number in it (0-based)
+    """
+
+    kind: str
+    prompt: np.ndarray
+    responses: tuple[Response, ...]
+    preferences: tuple[tuple[int, int], ...] = ()
+    source: str = "train"
+    row: int = 0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; want one of {', '.join(KINDS)}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a forward pass over this example sees, with the prompt once per response."""
+        return sum(len(self.prompt) + len(response.tokens) for response in self.responses)
+
+
+def mismatched(examples: Sequence[Example]) -> list[Example]:
+    """Each labelled, scored or paired example with the response of its predecessor behind its own prompt.
+
+    KTO's KL estimate needs (x, y') with y' written for another prompt ([KTO] arXiv:2402.01306, Sec. 4.1).  The
+    partner is fixed by the data set, not by the micro-batch, so the loss does not depend on the batch layout.
+    Examples of other kinds come back unchanged.
+    """
+    at = [i for i, example in enumerate(examples) if example.kind in ROWS["responses"]]
+    result = list(examples)
+    for position, i in enumerate(at):
+        partner = examples[at[position - 1]].responses[0]
+        extra = Response(partner.tokens, partner.in_loss, mismatched=True)
+        result[i] = replace(examples[i], responses=(*examples[i].responses, extra))
+    return result
+
+
+class Batch(dict):
+    """A collated batch: a dict of tensors whose entries are also attributes.
+
+    R responses, P preferences, T tokens after padding.
+
+    input_ids        int64 [R, T]   prompt and response, padded
+    attention_mask   int64 [R, T]
+    in_loss          bool  [R, T]   True where the token belongs to a response and counts
+    kind             int64 [R]      position in KINDS
+    source           int64 [R]      position in the mixture's list of sources
+    row              int64 [R]      row number in the source
+    prompt           int64 [R]      which prompt of the batch this answers
+    target           float32 [R]    NaN where unknown
+    weight           float32 [R]
+    preferences      int64 [P, 2]   (better, worse) rows of this batch
+    reference_logp   float32 [R]    only where it was computed beforehand
+
+    The token at position t is predicted at t - 1, so per-token quantities are [R, T - 1] and `shifted` is their mask.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def shifted(self) -> Tensor:
+        """bool [R, T - 1]: which next-token predictions count."""
+        return self["in_loss"][:, 1:]
+
+    def rows(self, on: str) -> Tensor:
+        """bool [R]: the responses a term that is `on` these applies to; names may be joined with `+`."""
+        chosen = torch.zeros_like(self["kind"], dtype=torch.bool)
+        for name in on.split("+"):
+            name = name.strip()
+            if name in SIDES:
+                chosen[self["preferences"][:, SIDES.index(name)]] = True
+            elif name in ROWS:
+                for kind in ROWS[name]:
+                    chosen |= self["kind"] == KINDS.index(kind)
+            else:
+                raise ValueError(f"on: {name!r} is unknown; want {', '.join([*ROWS, *SIDES])}, or several joined by +")
+        return chosen
+
+    def select(self, rows: Tensor) -> Batch:
+        """The part of the batch with these responses (bool [R]); relations with a missing side are left out."""
+        new_index = rows.cumsum(0) - 1
+        inside = rows[self["preferences"]].all(-1)
+        part = {name: value[rows] for name, value in self.items() if name != "preferences"}
+        return Batch(part, preferences=new_index[self["preferences"][inside]])
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Examples -> Batch.  Pads to the longest response of the batch, or to a multiple of `pad_to_multiple_of`.
+
+    `sources` gives the codes in `Batch.source`; `reference_logps` maps (source, row) to the reference's
+    log-probabilities of that example's responses, in order.
+    """
+
+    pad_token_id: int
+    sources: Sequence[str] = ("train",)
+    padding_side: str = "right"
+    pad_to_multiple_of: int = 1
+    reference_logps: dict[tuple[str, int], Sequence[float]] | None = field(default=None, repr=False)
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        rows, preferences = [], []
+        for index, example in enumerate(examples):
+            first = len(rows)
+            rows += [(index, example, position) for position in range(len(example.responses))]
+            preferences += [(first + better, first + worse) for better, worse in example.preferences]
+        longest = max((len(e.prompt) + len(e.responses[k].tokens) for _, e, k in rows), default=1)
+        width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+
+        ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
+        attention = np.zeros((len(rows), width), dtype=np.int64)
+        in_loss = np.zeros((len(rows), width), dtype=bool)
+        for i, (_, example, k) in enumerate(rows):
+            response, m = example.responses[k], len(example.prompt)
+            n = m + len(response.tokens)
+            start = width - n if self.padding_side == "left" else 0
+            ids[i, start : start + m] = example.prompt
+            ids[i, start + m : start + n] = response.tokens
+            attention[i, start : start + n] = 1
+            in_loss[i, start + m : start + n] = True if response.in_loss is None else response.in_loss
+            if m == 0:
+                in_loss[i, start] = False  # nothing stands before it to predict it from
+
+        batch = Batch(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(attention),
+            in_loss=torch.from_numpy(in_loss),
+            kind=torch.tensor(
+                [KINDS.index("mismatched" if e.responses[k].mismatched else e.kind) for _, e, k in rows],
+                dtype=torch.int64,
+            ),
+            source=torch.tensor([self.sources.index(e.source) for _, e, _ in rows], dtype=torch.int64),
+            row=torch.tensor([e.row for _, e, _ in rows], dtype=torch.int64),
+            prompt=torch.tensor([index for index, _, _ in rows], dtype=torch.int64),
+            target=torch.tensor([e.responses[k].target for _, e, k in rows], dtype=torch.float32),
+            weight=torch.tensor([e.responses[k].weight for _, e, k in rows], dtype=torch.float32),
+            preferences=torch.tensor(preferences, dtype=torch.int64).reshape(-1, 2),
+        )
+        if self.reference_logps is not None:
+            known = [self.reference_logps.get((e.source, e.row), ()) for _, e, _ in rows]
+            missing = [(e.source, e.row) for (_, e, k), values in zip(rows, known) if len(values) <= k]
+            if missing:
+                raise ValueError(f"no reference log-probability for row {missing[0][1]} of {missing[0][0]!r}")
+            values = [values[k] for (_, _, k), values in zip(rows, known)]
+            batch["reference_logp"] = torch.tensor(values, dtype=torch.float32)
+        return batch
+
