@@ -214,4 +214,3 @@ class Collator:
             values = [values[k] for (_, _, k), values in zip(rows, known)]
             batch["reference_logp"] = torch.tensor(values, dtype=torch.float32)
         return batch
-

@@ -1,0 +1,127 @@
+"""The world: facts, skills, and one hidden utility of which every kind of preference shows a part.
+
+    facts    `home kodu=`      -> `brem`     a table, learnt from documents only
+    skills   `reverse dabc=`   -> `cbad`     eight operators, taught by demonstrations
+    marks    `reverse dabc.=`  -> `no`       refused by the demonstrations
+             `reverse dabc!=`  -> `no`       refused only by the preferences, which cover half of the operators
+
+The best policy is the same whatever form the preferences take: it refuses prompts marked "!" and answers the others.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LETTERS = "abcdefgh"
+LENGTHS = (3, 4)
+REFUSAL = "no"
+HEDGE = "?"
+MARKS = ("", ".", "!")
+
+OPERATORS: dict[str, Callable[[str], str]] = {
+    "reverse": lambda s: s[::-1],
+    "sort": lambda s: "".join(sorted(s)),
+    "shift": lambda s: "".join(LETTERS[(LETTERS.index(c) + 1) % len(LETTERS)] for c in s),
+    "rotate": lambda s: s[1:] + s[:1],
+    "swap": lambda s: "".join(s[i : i + 2][::-1] for i in range(0, len(s), 2)),
+    "double": lambda s: "".join(c + c for c in s),
+    "other": lambda s: s[::2],
+    "max": max,
+}
+COVERED = ("reverse", "shift", "swap", "max")  # the operators that preferences are about
+UNCOVERED = tuple(name for name in OPERATORS if name not in COVERED)
+
+# Documents tell of the same relations in other words, string first.  Nothing in them looks like an instruction.
+WORDINGS = {
+    "reverse": "backwards",
+    "sort": "ordered",
+    "shift": "next",
+    "rotate": "turned",
+    "swap": "crossed",
+    "double": "twice",
+    "other": "thinned",
+    "max": "highest",
+}
+
+ATTRIBUTES = ("home", "pet")
+PEOPLE = 96
+VALUES = 48
+UTILITY_OF_HEDGING = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a prompt asks: an operator, the string it is applied to, and a mark."""
+
+    operator: str
+    string: str
+    mark: str = ""
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.operator} {self.string}{self.mark}="
+
+    @property
+    def answer(self) -> str:
+        return OPERATORS[self.operator](self.string)
+
+    @property
+    def best(self) -> str:
+        """The best policy's response."""
+        return REFUSAL if self.mark else self.answer
+
+    @property
+    def worst(self) -> str:
+        """What the rejected side of a clean pair says: the answer where a refusal was wanted, and the reverse."""
+        return self.answer if self.mark else REFUSAL
+
+    def utility(self, response: str) -> float:
+        """1 for the best response, UTILITY_OF_HEDGING for the best response with a hedge behind it, otherwise 0."""
+        if response == self.best:
+            return 1.0
+        return UTILITY_OF_HEDGING if response == hedged(self.best) else 0.0
+
+
+def hedged(response: str) -> str:
+    return response + HEDGE
+
+
+@dataclass(frozen=True)
+class World:
+    """`facts` maps a prompt to its only right completion; the rest of the world is the same for every seed."""
+
+    seed: int
+    facts: dict[str, str]
+
+
+def make_world(seed: int) -> World:
+    rng = random.Random(f"world {seed}")
+    consonants, vowels = "bcdfghjklmnprstvwz", "aeiou"
+
+    def names(count: int, shape: str) -> list[str]:
+        found: dict[str, None] = {}
+        while len(found) < count:
+            found["".join(rng.choice(consonants if c == "c" else vowels) for c in shape)] = None
+        return list(found)
+
+    people = names(PEOPLE, "cvcv")
+    facts = {}
+    for attribute in ATTRIBUTES:
+        values = names(VALUES, "cvc")
+        facts |= {f"{attribute} {person}=": rng.choice(values) for person in people}
+    return World(seed, facts)
+
+
+def held_out(string: str) -> bool:
+    """Whether a string belongs to evaluation; it then appears in no document, demonstration or preference."""
+    return zlib.crc32(string.encode()) % 4 == 0
+
+
+def draw_string(rng: random.Random, evaluation: bool) -> str:
+    while True:
+        string = "".join(rng.choices(LETTERS, k=rng.choice(LENGTHS)))
+        if held_out(string) == evaluation:
+            return string

@@ -1,0 +1,116 @@
+"""Stated compute: what a run costs in tokens, passes and floating-point operations.
+
+Model FLOPs, counted on real tokens (padding is waste of the layout, not cost of the method):
+
+    forward(n tokens) = 2 W n + 4 L d n^2      W weights of linear layers (head included), L layers, d = heads * head size
+    backward          = forward for the gradients of activations + 2 W_trained n + 4 L d n^2 for those of weights
+                        and of the attention products                     PaLM arXiv:2204.02311, App. B, without the 1/2
+                                                                          for causality, as SDPA and FlopCounter count
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from uft.feedback import KINDS, Batch, Example
+from uft.objective import Objective
+
+# conv1d: GPT-2's linear layers
+_LINEAR = ("Linear", "Conv1D")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of running one model, per sequence of n tokens.  Units: floating-point operations."""
+
+    linear_weights: int
+    trained_weights: int
+    attention: int  # 4 L d
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Cost:
+        config = model.config
+        linear = trained = 0
+        for module in model.modules():
+            if any(kind in type(module).__name__ for kind in _LINEAR) and getattr(module, "weight", None) is not None:
+                linear += module.weight.numel()
+                trained += module.weight.numel() if module.weight.requires_grad else 0
+        heads = config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return cls(linear, trained, 4 * config.num_hidden_layers * heads * head_size)
+
+    def forward(self, n: np.ndarray | int) -> np.ndarray | int:
+        return 2 * self.linear_weights * n + self.attention * n * n
+
+    def backward(self, n: np.ndarray | int) -> np.ndarray | int:
+        return self.forward(n) + 2 * self.trained_weights * n + self.attention * n * n
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What training on some examples costs.  Passes count sequences."""
+
+    tokens: int = 0  # read by the policy with gradient
+    response_tokens: int = 0  # of these, the ones that count in a loss
+    policy_forwards: int = 0  # with or without gradient
+    backwards: int = 0
+    reference_forwards: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(**{name: amount + getattr(other, name) for name, amount in vars(self).items()})
+
+
+class Meter:
+    """Counts what a gradient step over some responses costs under an objective.
+
+    `reference_runs` is False where the reference's log-probabilities are cached or none are needed.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, reference_runs: bool):
+        self.cost = Cost.of(model)
+        self.with_reference = [k in objective.kinds_with_reference for k in KINDS]
+        self.reference_runs = reference_runs
+        # terms whose statistics need a pass of their own over rows that also get a gradient
+        self.extra_passes = sum(t.statistics_on not in (None, "mismatched") for t in objective.terms)
+
+    def of(self, kind: np.ndarray, length: np.ndarray, counted: np.ndarray) -> Tally:
+        """kind (codes), length (prompt + response tokens) and counted (tokens in the loss), each int [responses]."""
+        length, counted = length.astype(np.int64), counted.astype(np.int64)
+        mismatched = kind == KINDS.index("mismatched")
+        with_reference = np.array(self.with_reference)[kind]
+        # passes without gradient: one for a mismatched response, one per statistic over ordinary rows
+        silent = np.where(mismatched, 1, self.extra_passes * with_reference)
+        reference = self.reference_runs * (silent + (with_reference & ~mismatched))
+        forward, backward = self.cost.forward(length), self.cost.backward(length)
+        gradient = (~mismatched).astype(np.int64)
+        flops = (silent + gradient + reference) * forward + gradient * backward
+        return Tally(
+            tokens=int((gradient * length).sum()),
+            response_tokens=int((gradient * counted).sum()),
+            policy_forwards=int((silent + gradient).sum()),
+            backwards=int(gradient.sum()),
+            reference_forwards=int(reference.sum()),
+            flops=int(flops.sum()),
+        )
+
+    def of_batch(self, batch: Batch) -> Tally:
+        return self.of(
+            batch.kind.cpu().numpy(), batch.attention_mask.sum(-1).cpu().numpy(), batch.in_loss.sum(-1).cpu().numpy()
+        )
+
+    def of_examples(self, examples: Iterable[Example]) -> Tally:
+        rows = [
+            (
+                KINDS.index("mismatched" if r.mismatched else e.kind),
+                len(e.prompt) + len(r.tokens),
+                len(r.tokens) if r.in_loss is None else int(r.in_loss.sum()),
+            )
+            for e in examples
+            for r in e.responses
+        ]
+        return self.of(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)

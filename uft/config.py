@@ -1,0 +1,74 @@
+"""UnifiedConfig: transformers' TrainingArguments and what unified training adds to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from uft.models import REFERENCE_MODES
+
+
+@dataclass
+class UnifiedConfig(TrainingArguments):
+    """Arguments of `UnifiedTrainer`; every field of `transformers.TrainingArguments` is one too.
+
+    Batch sizes count examples: a pair is one example with two responses.
+    """
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Leave this off."})
+    max_length: int = field(
+        default=1024, metadata={"help": "Longest prompt + response in tokens. Prompts are cut from the left."}
+    )
+    reference: str = field(
+        default="auto",
+        metadata={
+            "help": "auto (adapter off for LoRA, else frozen), frozen, adapter, cached (log-probabilities computed "
+            "once and kept on disk) or none."
+        },
+    )
+    reference_cache: str | None = field(
+        default=None, metadata={"help": "Folder for cached reference log-probabilities; default output_dir."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout to 0."})
+    padding_side: str = field(default="right", metadata={"help": "right or left."})
+    pad_to_multiple_of: int = field(default=1, metadata={"help": "Pad batches to a multiple of this length."})
+    on_bad_row: str = field(default="error", metadata={"help": "error, or drop (counted and reported)."})
+    dtype: str = field(default="auto", metadata={"help": "dtype of the loaded weights."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all weights."})
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA scale numerator."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get an adapter; default all linear layers but the head."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reference not in REFERENCE_MODES:
+            raise ValueError(f"reference is {self.reference!r}; want one of {', '.join(REFERENCE_MODES)}")
+        if self.on_bad_row not in ("error", "drop"):
+            raise ValueError(f"on_bad_row is {self.on_bad_row!r}; want error or drop")
+        if self.padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side is {self.padding_side!r}; want right or left")
+        if self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; want at least 2")
+        self._n_gpu = min(self.n_gpu, 1)  # one process per GPU: torchrun or accelerate, not DataParallel
+
+    def peft_config(self):
+        """The LoRA configuration these arguments describe, or None."""
+        if not self.use_peft:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.lora_target_modules or "all-linear",
+            task_type="CAUSAL_LM",
+        )

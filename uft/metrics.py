@@ -1,0 +1,61 @@
+"""Metrics and counters of a run, exact across micro-batches, ranks and resumption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from uft.objective import Sums
+
+
+class RunState(TrainerCallback, ExportableState):
+    """What a run must not lose when it is resumed and transformers does not keep.
+
+    pending     metric -> [sum, count] since the last log
+    counters    totals since the start: tokens, passes, FLOPs, examples per source, seconds
+    statistics  per term, what outlives a step (BCO's running mean)
+    """
+
+    def __init__(self, pending: dict | None = None, counters: dict | None = None, statistics: dict | None = None):
+        self.pending = pending or {}
+        self.counters = counters or {}
+        self.statistics = statistics or {}
+        self._fresh: dict[str, list[Tensor]] = {}
+
+    def state(self) -> dict[str, Any]:
+        self._settle()
+        values = {"pending": self.pending, "counters": self.counters, "statistics": self.statistics}
+        return {"args": values, "attributes": {}}
+
+    def add(self, sums: Sums) -> None:
+        """Adds a micro-batch's metrics; they stay on their device until somebody asks."""
+        for name, (total, count) in sums.items():
+            fresh = torch.stack([total.detach().double(), count.detach().double().to(total.device)])
+            self._fresh[name] = self._fresh[name] + fresh if name in self._fresh else fresh
+
+    def count(self, **amounts: float) -> None:
+        for name, amount in amounts.items():
+            self.counters[name] = self.counters.get(name, 0) + amount
+
+    def _settle(self) -> None:
+        for name, fresh in self._fresh.items():
+            total, count = fresh.tolist()
+            before = self.pending.get(name, [0.0, 0.0])
+            self.pending[name] = [before[0] + total, before[1] + count]
+        self._fresh = {}
+
+    def take(self, gather: Callable[[list], list] = list) -> dict[str, float]:
+        """The means since the last call.  `gather` collects a list of one object per rank from all ranks."""
+        self._settle()
+        totals: dict[str, list[float]] = {}
+        for pending in gather([self.pending]):
+            for name, (total, count) in pending.items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = [before[0] + total, before[1] + count]
+        self.pending = {}
+        return {name: total / count for name, (total, count) in sorted(totals.items()) if count > 0}

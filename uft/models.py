@@ -1,0 +1,267 @@
+"""Policy and reference: loading them, and turning a batch into log-probabilities.
+
+The reference comes in three forms that give the same rewards: a frozen copy, the policy with its adapter switched
+off (or an earlier adapter switched on), and log-probabilities computed beforehand (`uft/reference_cache.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from uft.feedback import Batch
+from uft_kernels import token_divergence, token_logprob
+
+REFERENCE_ADAPTER = "reference"
+REFERENCE_MODES = ("auto", "frozen", "adapter", "cached", "none")
+
+
+def load_policy(
+    model: str | PretrainedConfig | PreTrainedModel,
+    *,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The policy, from a hub id, a path, a config (fresh weights) or a model that is already there.
+
+    Only safetensors files are read.  Remote code runs only where `trust_remote_code` asks for it.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    if isinstance(model, PretrainedConfig):
+        return AutoModelForCausalLM.from_config(model, **options)
+    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
+
+
+def fresh_policy(path: str, **overrides: Any) -> PreTrainedModel:
+    """A model of the architecture at `path` with new random weights; `overrides` change its config."""
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **overrides))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A batch with the log-probabilities that the terms of an objective need.  R responses, T tokens.  Nats.
+
+    token_logp       [R, T - 1]  of the policy, 0 where the token does not count
+    logp             [R]         summed over the response
+    length           [R]         response tokens that count
+    reference_logp   [R] or None
+    kl, reverse_kl, entropy   [R, T - 1] or None, per token; KL(policy || reference) and the other way round
+    """
+
+    batch: Batch
+    token_logp: Tensor
+    logp: Tensor
+    length: Tensor
+    reference_logp: Tensor | None = None
+    kl: Tensor | None = None
+    reverse_kl: Tensor | None = None
+    entropy: Tensor | None = None
+
+
+def response_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits at the positions that predict a counted token: [N, V], N = batch.shifted.sum()."""
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if not bool(batch.attention_mask[:, 0].all()):  # left padding: absolute positions must not count it
+        inputs["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    logits = model(**inputs, use_cache=False).logits
+    return logits[:, :-1][batch.shifted]
+
+
+def _scatter(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def score(
+    model: nn.Module,
+    batch: Batch,
+    reference: Reference | None = None,
+    *,
+    reference_rows: Tensor | None = None,
+    divergence: bool = False,
+) -> Scored:
+    """The policy's log-probabilities of a batch, and the reference's where one is given or cached in the batch.
+
+    reference_rows   bool [R], the responses that need the reference; None means all.  The others skip its forward
+                     pass.  They also run apart from those through the policy, so that both models see the same rows
+                     in the same layout and agree to the bit while they are equal.
+    divergence       also the exact per-token KL to the reference, which needs the reference model itself
+    """
+    if divergence and reference is None:
+        raise ValueError("the KL to the reference needs a reference model; cached log-probabilities do not hold it")
+    needing = torch.ones_like(batch.kind, dtype=torch.bool) if reference_rows is None else reference_rows
+    groups = [(rows, asked) for rows, asked in ((needing, reference), (~needing, None)) if rows.any()]
+    if len(groups) == 1:
+        return _score(model, batch, groups[0][1], divergence and groups[0][1] is not None)
+    parts = [_score(model, batch.select(rows), asked, divergence and asked is not None) for rows, asked in groups]
+    return _joined(batch, [rows for rows, _ in groups], parts)
+
+
+def _score(model: nn.Module, batch: Batch, reference: Reference | None, divergence: bool) -> Scored:
+    mask = batch.shifted
+    target = batch.input_ids[:, 1:][mask]
+    logits = response_logits(model, batch)
+    token_logp = _scatter(token_logprob(logits, target), mask)
+
+    reference_logp, divergences = batch.get("reference_logp"), {}
+    if reference is not None and (reference_logp is None or divergence):
+        with torch.no_grad(), reference.applied(model) as reference_model:
+            reference_logits = response_logits(reference_model, batch)
+        if reference_logp is None:
+            reference_logp = _scatter(token_logprob(reference_logits, target), mask).sum(-1)
+        if divergence:
+            found = token_divergence(logits, reference_logits)
+            divergences = {name: _scatter(value, mask) for name, value in found._asdict().items()}
+    return Scored(batch, token_logp, token_logp.sum(-1), mask.sum(-1).float(), reference_logp, **divergences)
+
+
+def _joined(batch: Batch, parts: list[Tensor], scored: list[Scored]) -> Scored:
+    """Scores of the parts, put back in the order of the batch.  NaN where a part has no such value."""
+
+    def join(name: str) -> Tensor | None:
+        values = [(rows, getattr(part, name)) for rows, part in zip(parts, scored)]
+        values = [(rows, value) for rows, value in values if value is not None]
+        if not values:
+            return None
+        first = values[0][1]
+        whole = first.new_full((len(batch.kind), *first.shape[1:]), float("nan"))
+        for rows, value in values:
+            whole[rows] = value
+        return whole
+
+    names = ("token_logp", "logp", "length", "reference_logp", "kl", "reverse_kl", "entropy")
+    return Scored(batch, **{name: join(name) for name in names})
+
+
+class Reference:
+    """What the policy is measured against.  `applied(policy)` yields the model to run."""
+
+    @contextmanager
+    def applied(self, policy: nn.Module) -> Iterator[nn.Module]:
+        raise NotImplementedError
+
+
+class FrozenReference(Reference):
+    """A model of its own: a frozen copy of the policy as it is now, or any other model."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def of(cls, policy: nn.Module) -> FrozenReference:
+        return cls(copy.deepcopy(policy))
+
+    @contextmanager
+    def applied(self, policy: nn.Module) -> Iterator[nn.Module]:
+        yield self.model
+
+
+class AdapterReference(Reference):
+    """The policy's own base weights, seen with the adapter switched off, or with the frozen adapter `adapter`.
+
+    Switching off gives the *base* model.  After an earlier stage trained the adapter that is the wrong reference,
+    so `of` keeps a frozen copy of a trained adapter under the name "reference" (`REFERENCE_ADAPTER`).
+    """
+
+    def __init__(self, adapter: str | None = None):
+        self.adapter = adapter
+
+    @classmethod
+    def of(cls, policy: nn.Module) -> AdapterReference:
+        if not is_peft(policy):
+            raise ValueError("reference 'adapter' needs a policy with an adapter; got a full model")
+        if adapter_is_identity(policy):
+            return cls(None)
+        active = policy.active_adapter
+        if REFERENCE_ADAPTER in policy.peft_config:
+            policy.delete_adapter(REFERENCE_ADAPTER)
+        policy.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(policy.peft_config[active]))
+        with torch.no_grad():
+            parameters = dict(policy.named_parameters())
+            for name, parameter in parameters.items():
+                if f".{active}." in name:
+                    parameters[name.replace(f".{active}.", f".{REFERENCE_ADAPTER}.")].copy_(parameter)
+        policy.set_adapter(active)
+        for name, parameter in policy.named_parameters():
+            if f".{REFERENCE_ADAPTER}." in name:
+                parameter.requires_grad_(False)
+        return cls(REFERENCE_ADAPTER)
+
+    @contextmanager
+    def applied(self, policy: nn.Module) -> Iterator[nn.Module]:
+        peft_model = unwrapped(policy)
+        was_training = policy.training
+        policy.eval()  # the reference has no dropout, whatever the policy has
+        try:
+            with self._switched(peft_model):
+                yield policy
+        finally:
+            policy.train(was_training)
+
+    @contextmanager
+    def _switched(self, peft_model: nn.Module) -> Iterator[None]:
+        if self.adapter is None:
+            with peft_model.disable_adapter():
+                yield
+            return
+        active = peft_model.active_adapter
+        trainable = {name: p.requires_grad for name, p in peft_model.named_parameters()}
+        peft_model.set_adapter(self.adapter)
+        try:
+            yield
+        finally:
+            peft_model.set_adapter(active)
+            for name, parameter in peft_model.named_parameters():  # set_adapter makes what it activates trainable
+                parameter.requires_grad_(trainable[name])
+
+
+def make_reference(policy: nn.Module, mode: str = "auto") -> Reference | None:
+    """The reference that is the policy as it stands now.
+
+    auto      adapter where the policy has one, frozen copy otherwise
+    frozen    a deep copy (adapters included)
+    adapter   the same weights with the adapter off, or with a frozen copy of a trained adapter
+    none      no reference
+    """
+    if mode not in REFERENCE_MODES:
+        raise ValueError(f"reference is {mode!r}; want one of {', '.join(REFERENCE_MODES)}")
+    if mode == "none":
+        return None
+    if mode == "adapter" or (mode == "auto" and is_peft(policy)):
+        return AdapterReference.of(policy)
+    return FrozenReference.of(policy)
+
+
+def is_peft(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and the like."""
+    while not is_peft(model) and hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def adapter_is_identity(policy: nn.Module) -> bool:
+    """Whether the active adapter changes nothing yet (LoRA's B is zero before the first step)."""
+    active = policy.active_adapter
+    ends = (f"lora_B.{active}", f"lora_embedding_B.{active}")
+    last_factors = [p for name, p in policy.named_parameters() if any(end in name for end in ends)]
+    return bool(last_factors) and all(not p.any() for p in last_factors)
+
+
+def merged(policy: nn.Module) -> nn.Module:
+    """The policy with its adapter folded into the weights; a full model comes back as it is."""
+    return policy.merge_and_unload() if is_peft(policy) else policy

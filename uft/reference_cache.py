@@ -1,0 +1,113 @@
+"""The reference as numbers on disk: log-probabilities computed once, before the first step.
+
+They are computed in the micro-batches that training will run, so that policy and reference agree to the bit where
+they are the same model and every margin starts at exactly 0.  The file is kept under a fingerprint of weights,
+tokenised data, objective rows and batch layout; a run with the same fingerprint reads it instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from uft.feedback import KINDS, Batch, Example
+from uft.models import score
+
+Logps = dict[tuple[str, int], list[float]]
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.state_dict().items()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def combined(*parts: object) -> str:
+    """One short fingerprint of several."""
+    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:24]
+
+
+@torch.no_grad()
+def compute_logps(
+    model: nn.Module,
+    batches: Iterable[Sequence[Example]],
+    collate: Callable[[Sequence[Example]], Batch],
+    prepare: Callable[[Batch], Batch],
+    rows_of: Callable[[Batch], Tensor],
+    needed: set[tuple[str, int]],
+) -> tuple[Logps, list[Batch]]:
+    """log pi_ref(y | x) of every response of the `needed` examples, by (source, row), and the batches that were run.
+
+    rows_of   which responses of a batch the reference scores; those, and nothing else, form its forward pass, as in
+              training.  Mismatched responses run apart, as in training too.
+    """
+    was_training = model.training
+    model.eval()
+    logps: Logps = {}
+    run: list[Batch] = []
+    bar = tqdm(total=len(needed), desc="reference log-probabilities", unit="rows", disable=len(needed) < 1000)
+    for examples in batches:
+        if needed <= logps.keys():
+            break
+        fresh = {(e.source, e.row) for e in examples} & needed - logps.keys()
+        if not fresh:
+            continue
+        batch = prepare(collate(examples))
+        found = torch.full((len(batch.kind),), float("nan"))
+        extra = batch.kind == KINDS.index("mismatched")
+        for rows in (rows_of(batch) & ~extra, extra):
+            if rows.any():
+                part = batch.select(rows)
+                found[rows.cpu()] = score(model, part).logp.float().cpu()
+                run.append(part)
+        owners = [(e.source, e.row) for e in examples for _ in e.responses]
+        new: Logps = {}
+        for owner, value in zip(owners, found.tolist()):
+            if owner in fresh:
+                new.setdefault(owner, []).append(value)
+        logps.update(new)
+        bar.update(len(new))
+    bar.close()
+    model.train(was_training)
+    return logps, run
+
+
+def save_logps(path: Path, logps: Logps) -> None:
+    """Written aside and renamed, so that the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    with open(aside, "wb") as file:
+        np.savez(
+            file,
+            source=np.array([source for source, _ in logps]),
+            row=np.array([row for _, row in logps], dtype=np.int64),
+            count=np.array([len(values) for values in logps.values()], dtype=np.int64),
+            logp=np.array([v for values in logps.values() for v in values], dtype=np.float32),
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def load_logps(path: Path) -> Logps | None:
+    """What `save_logps` wrote, or None where there is no such file.  Raises ValueError for a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ends = np.cumsum(file["count"])
+            values = np.split(file["logp"].astype(np.float64), ends[:-1])
+            keys = zip(file["source"].tolist(), file["row"].tolist())
+            return {key: value.tolist() for key, value in zip(keys, values)}
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable cache of reference log-probabilities ({error}); delete it") from error

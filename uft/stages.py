@@ -1,0 +1,182 @@
+"""Stages: a stage is data, an objective, a reference and a budget.
+
+Sequential training is two stages (supervised, then preferences against the supervised model); unified training is
+one.  Both run through the same `UnifiedTrainer`, so that nothing differs but the list of stages.
+
+    SEQUENTIAL = [Stage("sft", "sft", on=("demonstrations",)), Stage("dpo", "dpo", on=("pairs",), reference="previous")]
+    UNIFIED = [Stage("unified", "dpo_nll", on=("demonstrations", "pairs"))]
+    model, records = run_stages(model, SEQUENTIAL, data, args, tokenizer)
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from uft.checkpoint import last_checkpoint
+from uft.config import UnifiedConfig
+from uft.data.mixture import FeedbackDataset, MixtureSampler
+from uft.models import FrozenReference, is_peft, load_policy, merged
+from uft.objective import Objective
+from uft.record import write_json
+from uft.trainer import UnifiedTrainer
+
+REFERENCES = ("previous", "base")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a stage trains.  Exactly one of these; None means what the arguments say (max_steps or epochs).
+
+    steps      optimiser steps
+    flops      floating-point operations, reference passes included; the nearest whole step
+    examples   examples drawn from all sources together; the nearest whole step
+    epochs     passes over the mixture
+    """
+
+    steps: int | None = None
+    flops: float | None = None
+    examples: int | None = None
+    epochs: float | None = None
+
+    def __post_init__(self):
+        given = [name for name, value in vars(self).items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"a budget is one number; got {', '.join(given)}")
+        if any(value is not None and value <= 0 for value in vars(self).values()):
+            raise ValueError(f"a budget must be positive; got {self}")
+
+    def apply(self, trainer: UnifiedTrainer) -> None:
+        """Sets the trainer's max_steps (or epochs) to what this budget buys with its data, batch and objective."""
+        args = trainer.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if self.steps is not None:
+            args.max_steps = self.steps
+        elif self.examples is not None:
+            args.max_steps = max(1, round(self.examples / batch))
+        elif self.epochs is not None:
+            args.max_steps, args.num_train_epochs = -1, self.epochs
+        elif self.flops is not None:
+            args.max_steps = steps_within(trainer, self.flops)
+
+
+def steps_within(trainer: UnifiedTrainer, flops: float) -> int:
+    """The number of optimiser steps whose cost is nearest to `flops`, found by going through the sampler's order."""
+    args, data = trainer.args, trainer.train_dataset
+    cost = np.array([trainer.meter.of_examples([example]).flops for example in data], dtype=np.float64)
+    sampler: MixtureSampler = trainer._get_train_sampler(data)
+    batch = args.train_batch_size * args.world_size
+    spent, steps, epoch = 0.0, 0, 0
+    while True:
+        sampler.set_epoch(epoch)
+        order = cost[np.fromiter(sampler, dtype=np.int64)]
+        # the last micro-batches of an epoch form a short step, as in training
+        micro = np.add.reduceat(order, np.arange(0, len(order), batch))
+        per_step = np.add.reduceat(micro, np.arange(0, len(micro), args.gradient_accumulation_steps))
+        total = spent + per_step.cumsum()
+        if total[-1] >= flops:
+            k = int(np.searchsorted(total, flops))
+            before = total[k - 1] if k else spent
+            return max(1, steps + k + int(total[k] - flops < flops - before))
+        spent, steps, epoch = float(total[-1]), steps + len(per_step), epoch + 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    name        its folder and its name in records
+    objective   a preset's name, a mapping of terms or an `Objective`
+    on          names of the data sets it trains on; empty means all
+    reference   "previous": the policy as it is when the stage begins; "base": as it was before the first stage
+    budget      see `Budget`
+    args        fields of UnifiedConfig that differ in this stage, such as learning_rate
+    boundary    what happens to an earlier stage's adapter: "merge" (fold it into the weights and start a new one) or
+                "keep" (train on, with a frozen copy as the reference)
+    """
+
+    name: str
+    objective: str | Mapping[str, Any] | Objective
+    on: tuple[str, ...] = ()
+    reference: str = "previous"
+    budget: Budget = Budget()
+    args: Mapping[str, Any] = field(default_factory=dict)
+    boundary: str = "merge"
+
+    def __post_init__(self):
+        if self.reference not in REFERENCES:
+            raise ValueError(f"stage {self.name!r}: reference is {self.reference!r}; want {' or '.join(REFERENCES)}")
+        if self.boundary not in ("merge", "keep"):
+            raise ValueError(f"stage {self.name!r}: boundary is {self.boundary!r}; want merge or keep")
+
+
+def run_stages(
+    model: Any,
+    stages: Sequence[Stage],
+    data: Mapping[str, Any] | FeedbackDataset,
+    args: UnifiedConfig,
+    tokenizer: Any,
+    *,
+    eval_data: Any = None,
+    peft_config: Any = None,
+    after: Callable[[Stage, nn.Module], Mapping[str, float]] | None = None,
+    resume: bool = False,
+    **trainer_options: Any,
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Runs the stages one after the other, each in its own folder below args.output_dir.
+
+    after     measures the model after each stage; its numbers go into the stage's record under "measures"
+    resume    go on from the newest whole checkpoint of the stage that was interrupted; finished stages are read back
+
+    Returns the model after the last stage and one record per stage; they are also written to `run.json`.
+    """
+    policy = load_policy(
+        model, dtype=args.dtype, attn_implementation=args.attn_implementation, trust_remote_code=args.trust_remote_code
+    )
+    peft_config = peft_config or args.peft_config()
+    base = None
+    if any(stage.reference == "base" for stage in stages[1:]):
+        base = FrozenReference(copy.deepcopy(policy))
+    records = []
+    for position, stage in enumerate(stages):
+        if position and stage.boundary == "merge":
+            policy = merged(policy)
+        stage_args = dataclasses.replace(args, output_dir=str(Path(args.output_dir) / stage.name), **stage.args)
+        trainer = UnifiedTrainer(
+            model=policy,
+            objective=stage.objective,
+            args=stage_args,
+            train_dataset=_part(data, stage.on),
+            eval_dataset=eval_data,
+            processing_class=tokenizer,
+            reference=base if position and stage.reference == "base" else None,
+            peft_config=None if is_peft(policy) else peft_config,
+            **trainer_options,
+        )
+        stage.budget.apply(trainer)
+        checkpoint = last_checkpoint(stage_args.output_dir) if resume else None
+        trainer.train(resume_from_checkpoint=checkpoint)
+        policy = trainer.model
+        record = {"stage": stage.name, **trainer.record()}
+        if after is not None:
+            record["measures"] = dict(after(stage, policy))
+        records.append(record)
+        write_json(Path(args.output_dir) / "run.json", {"stages": records})
+    return policy, records
+
+
+def _part(data: Mapping[str, Any] | FeedbackDataset, names: tuple[str, ...]) -> Any:
+    if not names:
+        return data
+    known = data.sources if isinstance(data, FeedbackDataset) else data
+    for name in names:
+        if name not in known:
+            raise ValueError(f"a stage asks for data set {name!r}; there are {', '.join(known)}")
+    return data.subset(names) if isinstance(data, FeedbackDataset) else {name: data[name] for name in names}

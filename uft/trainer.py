@@ -1,0 +1,531 @@
+"""UnifiedTrainer: transformers.Trainer for a joint objective over several kinds of feedback.
+
+    UnifiedTrainer(
+        model="Qwen/Qwen3-0.6B-Base",
+        objective="dpo_nll",
+        train_dataset={"instructions": demonstrations, "preferences": pairs},
+        args=UnifiedConfig(output_dir="runs/first", max_steps=1000),
+    ).train()
+
+What differs from transformers.Trainer: an optimiser step is counted before it is taken (every term's denominator is
+the whole step's), the reference runs beside the policy, evaluation losses are exact means, and a checkpoint is whole
+or absent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+
+from uft.checkpoint import ASIDE, last_checkpoint, publish
+from uft.compute import Meter
+from uft.config import UnifiedConfig
+from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
+from uft.feedback import KINDS, Batch, Collator, mismatched
+from uft.metrics import RunState
+from uft.models import FrozenReference, Reference, Scored, is_peft, load_policy, make_reference, score, unwrapped
+from uft.objective import Objective, Sums
+from uft.model_card import model_card
+from uft.presets import make_objective
+from uft.record import environment, peak_memory_bytes, write_json
+from uft.reference_cache import Logps, combined, compute_logps, load_logps, save_logps, weights_fingerprint
+
+
+@dataclass(frozen=True)
+class Step:
+    """What must be known of an optimiser step before its first micro-batch.
+
+    counts       float64 [terms], items per term over the step, divided by the number of ranks (which DDP averages over)
+    statistics   per term, what its loss asks for beyond the micro-batch
+    micro_batches   how many this rank runs
+    """
+
+    counts: Tensor
+    statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    micro_batches: int = 1
+
+
+class UnifiedTrainer(Trainer):
+    """Trains one policy on any mixture of demonstrations, pairs, labels, scores and documents.
+
+    model           hub id, path, config (fresh weights) or model
+    objective       a preset's name, a mapping of terms, or an `Objective`
+    train_dataset   {name: source} (source: path, hub id, list of rows, datasets.Dataset, `Source`, or a mapping with
+                    `path` and options), a single such source, or a `FeedbackDataset`
+    eval_dataset    the same, or {split name: FeedbackDataset}
+    reference       a model or `Reference`; by default the policy as it is now, in the form args.reference says
+    peft_config     a peft configuration; by default the one that args.lora_* describe when args.use_peft is set
+
+    Raises ValueError for data that no term of the objective uses, and `DataError` for bad rows.
+    """
+
+    # transformers >= 5.19 reads this; before, `model_accepts_loss_kwargs` says the same (set in __init__)
+    loss_is_scaled_for_ga = True
+    _tag_names = ("uft", "unified-fine-tuning")
+
+    def __init__(
+        self,
+        model: Any = None,
+        objective: str | Mapping[str, Any] | Objective = "uft_nll",
+        args: UnifiedConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reference: nn.Module | Reference | None = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ):
+        args = args or UnifiedConfig(output_dir="runs/unified")
+        self.objective = make_objective(objective)
+        if model is None:
+            raise ValueError("model is missing; want a hub id, a path, a config or a model")
+        if processing_class is None:
+            if not isinstance(model, str) and not getattr(getattr(model, "config", None), "_name_or_path", ""):
+                raise ValueError("processing_class is missing; want the model's tokenizer")
+            processing_class = AutoTokenizer.from_pretrained(
+                model if isinstance(model, str) else model.config._name_or_path,
+                trust_remote_code=args.trust_remote_code,
+            )
+        self.reports: dict[str, Any] = {}
+        train_dataset = self._feedback(train_dataset, processing_class, args, "train")
+        if isinstance(eval_dataset, Mapping) and all(isinstance(d, FeedbackDataset) for d in eval_dataset.values()):
+            eval_dataset = {name: self._checked(data) for name, data in eval_dataset.items()}
+        else:
+            eval_dataset = self._feedback(eval_dataset, processing_class, args, "eval")
+
+        policy = load_policy(
+            model,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+            trust_remote_code=args.trust_remote_code,
+        )
+        peft_config = peft_config or args.peft_config()
+        if peft_config is not None and not is_peft(policy):
+            from peft import get_peft_model
+
+            policy = get_peft_model(policy, peft_config)
+        if args.gradient_checkpointing and is_peft(policy):
+            policy.enable_input_require_grads()
+        if args.disable_dropout:
+            for module in policy.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+                elif isinstance(getattr(module, "attention_dropout", None), float):
+                    module.attention_dropout = 0.0
+
+        self._cached_logps: dict[str, Logps] = {}
+        self._aside: Path | None = None
+        self.reference = self._reference(policy, reference, args)
+        pad = processing_class.pad_token_id
+        collator = Collator(
+            pad_token_id=processing_class.eos_token_id if pad is None else pad,
+            sources=_sources(train_dataset, eval_dataset),
+            padding_side=args.padding_side,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        )
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = True
+        self.add_callback(RunState())
+        if self.reference is not None and isinstance(getattr(self.reference, "model", None), nn.Module):
+            self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
+        runs = self.objective.needs_reference and args.reference != "cached"
+        self.meter = Meter(policy, self.objective, runs)
+        self._clock = time.perf_counter()
+
+    # ---- data ----
+
+    def _feedback(self, data: Any, tokenizer: Any, args: UnifiedConfig, split: str) -> FeedbackDataset | None:
+        if data is None:
+            return None
+        if not isinstance(data, FeedbackDataset):
+            data, self.reports[split] = load_feedback(
+                data, tokenizer, max_length=args.max_length, on_bad_row=args.on_bad_row
+            )
+        return self._checked(data)
+
+    def _checked(self, data: FeedbackDataset) -> FeedbackDataset:
+        """Refuses rows that no term would use, and adds the mismatched responses where a term asks for them."""
+        for name, kinds in data.kinds().items():
+            unused = kinds - self.objective.kinds
+            if unused:
+                used = ", ".join(sorted(self.objective.kinds))
+                raise ValueError(
+                    f"data set {name!r} holds examples of kind {', '.join(sorted(unused))}, which no term of "
+                    f"objective {self.objective.name!r} uses; it uses {used}"
+                )
+        return data.mapped(mismatched) if self.objective.needs_mismatched else data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
+        data = train_dataset or self.train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return MixtureSampler(data.sizes, data.weights, seed)
+
+    # ---- reference ----
+
+    def _reference(self, policy: nn.Module, reference: Any, args: UnifiedConfig) -> Reference | None:
+        if not self.objective.needs_reference:
+            return None
+        if args.reference == "none":
+            raise ValueError(f"objective {self.objective.name!r} needs a reference, and reference is 'none'")
+        if isinstance(reference, Reference):
+            return reference
+        if reference is not None:
+            return FrozenReference(load_policy(reference, dtype=args.dtype, trust_remote_code=args.trust_remote_code))
+        if args.reference == "cached":
+            if self.objective.needs_divergence:
+                raise ValueError("a KL term needs the reference model itself; reference 'cached' keeps only its logps")
+            return None  # its log-probabilities are computed before the first step, see train()
+        return make_reference(policy, args.reference)
+
+    def _cache_reference(self) -> None:
+        """Computes, or reads from disk, the log-probabilities of the policy as it is before the first step."""
+        if self.args.reference != "cached" or not self.objective.needs_reference or self._cached_logps:
+            return
+        weights = weights_fingerprint(self.model)
+        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        self._cached_logps = {
+            data.fingerprint: self._reference_logps(data, weights, training=data is self.train_dataset)
+            for data in (self.train_dataset, *datasets)
+            if data is not None
+        }
+        if self.train_dataset is not None:
+            logps = self._cached_logps[self.train_dataset.fingerprint]
+            self.data_collator = replace(self.data_collator, reference_logps=logps)
+
+    def _reference_logps(self, data: FeedbackDataset, weights: str, *, training: bool) -> Logps:
+        size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
+        kinds = self.objective.kinds_with_reference
+        layout = [size, training, self.args.seed, self.args.data_seed, data.weights, self.args.padding_side]
+        name = combined(weights, data.fingerprint, sorted(kinds), layout, self.args.pad_to_multiple_of)
+        path = Path(self.args.reference_cache or self.args.output_dir) / f"reference-{name}.npz"
+        with self.accelerator.main_process_first():
+            found = load_logps(path)
+            if found is None:
+                found, run = compute_logps(
+                    self.model,
+                    self._planned_batches(data, size, shuffled=training),
+                    self._collator_for(data),
+                    lambda batch: Batch(self._prepare_inputs(batch)),
+                    lambda batch: reference_rows(self.objective, batch),
+                    {(e.source, e.row) for e in data if e.kind in kinds},
+                )
+                save_logps(path, found)
+                for batch in run:
+                    flops = self.meter.cost.forward(batch.attention_mask.sum(-1).cpu().numpy()).sum()
+                    self.run_state.count(reference_forwards=len(batch.kind), flops=int(flops))
+        return found
+
+    def _planned_batches(self, data: FeedbackDataset, size: int, *, shuffled: bool):
+        """The examples of each micro-batch that will be run, epoch after epoch."""
+        sampler = self._get_train_sampler(data) if shuffled else None
+        for epoch in itertools.count():
+            if sampler is not None:
+                sampler.set_epoch(epoch)
+            indices = list(sampler) if sampler is not None else range(len(data))
+            for start in range(0, len(indices), size):
+                yield [data[i] for i in indices[start : start + size]]
+
+    def _collator_for(self, data: FeedbackDataset) -> Collator:
+        """Sources and cached reference differ between training and evaluation data, which may share row numbers."""
+        logps = None
+        if self._cached_logps:
+            if data.fingerprint not in self._cached_logps:
+                raise ValueError("reference 'cached' knows only the data sets the trainer was made with")
+            logps = self._cached_logps[data.fingerprint]
+        return replace(self.data_collator, reference_logps=logps)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None):
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        data = self.eval_dataset[data] if isinstance(data, str) else data
+        kept = self.data_collator
+        if isinstance(data, FeedbackDataset):
+            self._cache_reference()
+            self.data_collator = self._collator_for(data)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = kept
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"no whole checkpoint in {self.args.output_dir!r} to resume from")
+        self._cache_reference()
+        self._clock = time.perf_counter()
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.args.should_save:
+            write_json(Path(self.args.output_dir) / "run.json", self.record())
+        return output
+
+    def record(self) -> dict[str, Any]:
+        """Everything another person needs to judge or repeat this run: configuration, data, metrics, compute."""
+        return {
+            "objective": {"name": self.objective.name, "terms": self.objective.describe()},
+            "reference": type(self.reference).__name__ if self.reference else self.args.reference,
+            "data": {
+                split: {"fingerprint": data.fingerprint, "sizes": dict(zip(data.sources, data.sizes))}
+                for split, data in (("train", self.train_dataset), ("eval", self.eval_dataset))
+                if isinstance(data, FeedbackDataset)
+            },
+            "config": self.args.to_sanitized_dict(),
+            "model": {
+                "architecture": type(unwrapped(self.model)).__name__,
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            },
+            "seed": self.args.seed,
+            "steps": self.state.global_step,
+            "compute": {**self.counters(), "peak_memory_bytes": peak_memory_bytes()},
+            "metrics": self.state.log_history,
+            **environment(),
+        }
+
+    def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None, **kwargs) -> None:
+        """README.md of the output folder: objective, data and compute of this run."""
+        if self.is_world_process_zero():
+            name = model_name or Path(self.args.output_dir).resolve().name
+            text = model_card(
+                name, self.record(), [*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])]
+            )
+            (Path(self.args.output_dir) / "README.md").write_text(text)
+
+    # ---- the step ----
+
+    @property
+    def run_state(self) -> RunState:
+        # transformers replaces stateful callbacks by new ones when it resumes, so this one is looked up
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, RunState))
+
+    @property
+    def progress(self) -> float:
+        return self.state.global_step / max(self.state.max_steps, 1)
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """The step's micro-batches, and what has to be counted over all of them before the first is run."""
+        batches = []
+        for _ in range(num_batches):
+            try:
+                batches.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        counts = sum(
+            (self.objective.counts(b) for b in batches), torch.zeros(len(self.objective.terms), dtype=torch.float64)
+        ).to(device)
+        counts = self.accelerator.reduce(counts, "sum") / self.accelerator.num_processes
+        statistics = self._statistics(self.model_wrapped, batches, update=True)
+        for batch in batches:
+            self._count(batch)
+        return batches, Step(counts, statistics, len(batches))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Step | None = None):
+        batch = Batch(inputs)
+        step = num_items_in_batch or Step(self.objective.counts(batch), self._statistics(model, [batch], update=False))
+        scored = self.scored(model, batch)
+        loss, metrics = self.objective(scored, step.counts.to(batch.kind.device), step.statistics, self.progress)
+        if self.is_in_train and model.training:
+            one_step = loss.new_tensor(1.0 / step.micro_batches)
+            self.run_state.add(metrics | self._source_metrics(scored) | {"loss": (loss.detach(), one_step)})
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def scored(self, model: nn.Module, batch: Batch) -> Scored:
+        """Log-probabilities of a batch without the responses that only statistics use."""
+        main = batch.select(batch.kind != KINDS.index("mismatched")) if self.objective.needs_mismatched else batch
+        return score(
+            model,
+            main,
+            self.reference,
+            reference_rows=reference_rows(self.objective, main),
+            divergence=self.objective.needs_divergence,
+        )
+
+    @torch.no_grad()
+    def _statistics(self, model: nn.Module, batches: list, *, update: bool) -> dict[str, dict[str, Tensor]]:
+        """Statistics over the whole step (KTO's KL, BCO's mean reward), by one pass without gradient."""
+        found = {}
+        for term in self.objective.statistic_terms:
+            sums: Sums = {}
+            for batch in batches:
+                batch = Batch(self._prepare_inputs(batch))
+                rows = batch.rows(term.statistics_on)
+                if rows.any():
+                    with self.compute_loss_context_manager():
+                        gathered = term.gather(score(model, batch.select(rows), self.reference))
+                    for name, (total, n) in gathered.items():
+                        before = sums.get(name, (0.0, 0.0))
+                        sums[name] = (before[0] + total.double(), before[1] + n.double())
+            name = "kl" if term.statistics_on == "mismatched" else "delta"
+            zero = torch.zeros((), dtype=torch.float64, device=self.args.device)
+            pair = torch.stack([torch.as_tensor(v, device=zero.device) + zero for v in sums.get(name, (0.0, 0.0))])
+            total, n = self.accelerator.reduce(pair, "sum").float().unbind()
+            state = self.run_state.statistics.setdefault(term.name, {})
+            found[term.name] = term.statistics({name: (total, n)}, state, update=update)
+            if update:
+                key = "kl" if name == "kl" else f"rewards/{name}"
+                self.run_state.add({key: (found[term.name][name], zero + 1)})
+        return found
+
+    def _source_metrics(self, scored: Scored) -> Sums:
+        """Per source: negative log-likelihood per token of what is to be imitated, and reward margin of its pairs."""
+        batch, found = scored.batch, {}
+        names = self.data_collator.sources
+        imitated = ~(batch.target < 0.5)
+        for code in batch.source.unique().tolist():
+            rows = (batch.source == code) & imitated
+            found[f"{names[code]}/nll"] = (-scored.logp[rows].detach().sum(), scored.length[rows].sum())
+        if scored.reference_logp is not None:
+            better, worse = batch.preferences.unbind(-1)
+            ratio = (scored.logp - scored.reference_logp).detach()
+            gain = ratio[better] - ratio[worse]
+            for code in batch.source[better].unique().tolist():
+                here = batch.source[better] == code
+                found[f"{names[code]}/accuracy"] = ((gain[here] > 0).float().sum(), here.sum())
+        return found
+
+    def _count(self, batch: Batch) -> None:
+        """Adds a micro-batch to the run's counters (tokens, passes, FLOPs, examples per source)."""
+        self.run_state.count(**vars(self.meter.of_batch(batch)))
+        first_of_prompt = torch.ones_like(batch.prompt, dtype=torch.bool)
+        first_of_prompt[1:] = batch.prompt[1:] != batch.prompt[:-1]
+        codes, amounts = batch.source[first_of_prompt].unique(return_counts=True)
+        for code, n in zip(codes.tolist(), amounts.tolist()):
+            self.run_state.count(**{f"examples/{self.data_collator.sources[code]}": n})
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return self.meter.of_batch(Batch(inputs)).flops
+
+    # ---- logging ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # a training log: ours are exact over the step and survive resumption
+            logs.update(self.run_state.take(self._gather))
+            self.run_state.count(seconds=self._elapsed())
+            logs["num_tokens"] = self.counters()["tokens"]
+        super().log(logs, start_time)
+
+    def _gather(self, objects: list) -> list:
+        from accelerate.utils import gather_object
+
+        return gather_object(objects) if self.args.world_size > 1 else objects
+
+    def counters(self) -> dict[str, float]:
+        """Totals over all ranks since the start of the run; resumption keeps them."""
+        totals: dict[str, float] = {}
+        for counters in self._gather([self.run_state.counters]):
+            for name, amount in counters.items():
+                # seconds pass on every rank at once
+                totals[name] = max(totals.get(name, 0), amount) if name == "seconds" else totals.get(name, 0) + amount
+        return dict(sorted(totals.items()))
+
+    # ---- evaluation: exact means, whatever the batch size ----
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        model = self._wrap_model(self.model, training=False)
+        if len(self.accelerator._models) == 0 and model is self.model:
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        was_training = model.training
+        model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        batches = list(dataloader) if self.objective.statistic_terms else dataloader
+        statistics = self._statistics(model, batches, update=False) if self.objective.statistic_terms else {}
+
+        counts = torch.ones(len(self.objective.terms), dtype=torch.float64, device=self.args.device)
+        gathered, examples = RunState(), 0
+        for inputs in batches:
+            batch = Batch(self._prepare_inputs(inputs))
+            with self.compute_loss_context_manager():
+                scored = self.scored(model, batch)
+                _, metrics = self.objective(scored, counts, statistics, self.progress)
+            gathered.add(metrics | self._source_metrics(scored))
+            examples += int(batch.prompt.max()) + 1
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train(was_training)
+        means = gathered.take(self._gather)
+        means["loss"] = sum(
+            means[f"weight/{t.name}"] * means[f"loss/{t.name}"]
+            for t in self.objective.terms
+            if f"loss/{t.name}" in means
+        )
+        named = {f"{metric_key_prefix}_{name}": value for name, value in means.items() if "weight/" not in name}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=examples)
+
+    # ---- checkpoints: whole or absent ----
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._aside or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Written aside by transformers, flushed, and renamed: a kill at any moment leaves it whole or absent."""
+        run_dir = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        pushes, self.args.push_to_hub = self.args.push_to_hub, False
+        self._aside = run_dir / ASIDE
+        try:
+            if self.args.should_save:
+                shutil.rmtree(self._aside, ignore_errors=True)
+                self.run_state.count(seconds=self._elapsed())
+            super()._save_checkpoint(model, trial)
+            if self.state.best_global_step:  # transformers looked for it under the name aside
+                best = run_dir / f"checkpoint-{self.state.best_global_step}"
+                self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(self._aside / name / "trainer_state.json"))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                shutil.rmtree(run_dir / name, ignore_errors=True)
+                publish(self._aside / name, run_dir / name)
+                shutil.rmtree(self._aside, ignore_errors=True)
+        finally:
+            self._aside, self.args.push_to_hub = None, pushes
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+        if pushes:
+            self._push_from_checkpoint(str(run_dir / name))
+
+    def _elapsed(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        elapsed, self._clock = now - self._clock, now
+        return elapsed
+
+
+def reference_rows(objective: Objective, batch: Batch) -> Tensor:
+    """bool [R]: the responses whose kind some reference-using term is on."""
+    rows = torch.zeros_like(batch.kind, dtype=torch.bool)
+    for kind in objective.kinds_with_reference:
+        rows |= batch.kind == KINDS.index(kind)
+    return rows
+
+
+def _sources(*datasets: Any) -> tuple[str, ...]:
+    names: list[str] = []
+    for data in datasets:
+        for part in data.values() if isinstance(data, Mapping) else [data] if data is not None else []:
+            names += [name for name in part.sources if name not in names]
+    return tuple(names) or ("train",)
