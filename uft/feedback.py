@@ -159,7 +159,7 @@ class Collator:
     """Examples -> Batch.  Pads to the longest response of the batch, or to a multiple of `pad_to_multiple_of`.
 
     `sources` gives the codes in `Batch.source`; `reference_logps` maps (source, row) to the reference's
-    log-probabilities of that example's responses, in order.
+    log-probabilities of that example's responses, in order, for examples of `reference_kinds`.
     """
 
     pad_token_id: int
@@ -167,6 +167,7 @@ class Collator:
     padding_side: str = "right"
     pad_to_multiple_of: int = 1
     reference_logps: dict[tuple[str, int], Sequence[float]] | None = field(default=None, repr=False)
+    reference_kinds: frozenset[str] = frozenset()
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         rows, preferences = [], []
@@ -207,10 +208,13 @@ class Collator:
             preferences=torch.tensor(preferences, dtype=torch.int64).reshape(-1, 2),
         )
         if self.reference_logps is not None:
-            known = [self.reference_logps.get((e.source, e.row), ()) for _, e, _ in rows]
-            missing = [(e.source, e.row) for (_, e, k), values in zip(rows, known) if len(values) <= k]
-            if missing:
-                raise ValueError(f"no reference log-probability for row {missing[0][1]} of {missing[0][0]!r}")
-            values = [values[k] for (_, _, k), values in zip(rows, known)]
-            batch["reference_logp"] = torch.tensor(values, dtype=torch.float32)
+            batch["reference_logp"] = torch.tensor([self._reference_logp(e, k) for _, e, k in rows])
         return batch
+
+    def _reference_logp(self, example: Example, k: int) -> float:
+        values = self.reference_logps.get((example.source, example.row), ())
+        if k < len(values):
+            return values[k]
+        if example.kind in self.reference_kinds:
+            raise ValueError(f"no reference log-probability for row {example.row} of {example.source!r}")
+        return float("nan")

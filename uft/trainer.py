@@ -123,7 +123,7 @@ class UnifiedTrainer(Trainer):
                 elif isinstance(getattr(module, "attention_dropout", None), float):
                     module.attention_dropout = 0.0
 
-        self._cached_logps: dict[str, Logps] = {}
+        self._cached_logps: dict[tuple[str, bool], Logps] = {}  # by fingerprint, and whether for training
         self._aside: Path | None = None
         self.reference = self._reference(policy, reference, args)
         pad = processing_class.pad_token_id
@@ -201,14 +201,13 @@ class UnifiedTrainer(Trainer):
             return
         weights = weights_fingerprint(self.model)
         datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
-        self._cached_logps = {
-            data.fingerprint: self._reference_logps(data, weights, training=data is self.train_dataset)
-            for data in (self.train_dataset, *datasets)
-            if data is not None
-        }
+        for training, group in ((True, [self.train_dataset]), (False, datasets)):
+            for data in group:
+                if data is not None:
+                    logps = self._reference_logps(data, weights, training=training)
+                    self._cached_logps[data.fingerprint, training] = logps
         if self.train_dataset is not None:
-            logps = self._cached_logps[self.train_dataset.fingerprint]
-            self.data_collator = replace(self.data_collator, reference_logps=logps)
+            self.data_collator = self._collator_for(self.train_dataset, training=True)
 
     def _reference_logps(self, data: FeedbackDataset, weights: str, *, training: bool) -> Logps:
         size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
@@ -222,7 +221,7 @@ class UnifiedTrainer(Trainer):
                 found, run = compute_logps(
                     self.model,
                     self._planned_batches(data, size, shuffled=training),
-                    self._collator_for(data),
+                    replace(self.data_collator, reference_logps=None),
                     lambda batch: Batch(self._prepare_inputs(batch)),
                     lambda batch: reference_rows(self.objective, batch),
                     {(e.source, e.row) for e in data if e.kind in kinds},
@@ -243,22 +242,23 @@ class UnifiedTrainer(Trainer):
             for start in range(0, len(indices), size):
                 yield [data[i] for i in indices[start : start + size]]
 
-    def _collator_for(self, data: FeedbackDataset) -> Collator:
+    def _collator_for(self, data: FeedbackDataset, *, training: bool) -> Collator:
         """Sources and cached reference differ between training and evaluation data, which may share row numbers."""
         logps = None
         if self._cached_logps:
-            if data.fingerprint not in self._cached_logps:
+            logps = self._cached_logps.get((data.fingerprint, training))
+            if logps is None:
                 raise ValueError("reference 'cached' knows only the data sets the trainer was made with")
-            logps = self._cached_logps[data.fingerprint]
-        return replace(self.data_collator, reference_logps=logps)
+        kinds = self.objective.kinds_with_reference
+        return replace(self.data_collator, reference_logps=logps, reference_kinds=kinds)
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         data = self.eval_dataset[data] if isinstance(data, str) else data
+        self._cache_reference()
         kept = self.data_collator
         if isinstance(data, FeedbackDataset):
-            self._cache_reference()
-            self.data_collator = self._collator_for(data)
+            self.data_collator = self._collator_for(data, training=False)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
