@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,13 @@ class RunState(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         self._settle()
         values = {"pending": self.pending, "counters": self.counters, "statistics": self.statistics}
-        return {"args": values, "attributes": {}}
+        return {"args": copy.deepcopy(values), "attributes": {}}
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        # transformers restores callbacks only where it is asked to; counters must never start again
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if state.global_step and saved:
+            vars(self).update(copy.deepcopy(saved["args"]))
 
     def add(self, sums: Sums) -> None:
         """Adds a micro-batch's metrics; they stay on their device until somebody asks."""

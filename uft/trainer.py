@@ -418,7 +418,7 @@ class UnifiedTrainer(Trainer):
         if "loss" in logs:  # a training log: ours are exact over the step and survive resumption
             logs.update(self.run_state.take(self._gather))
             self.run_state.count(seconds=self._elapsed())
-            logs["num_tokens"] = self.counters()["tokens"]
+            logs["num_tokens"] = self.counters().get("tokens", 0)
         super().log(logs, start_time)
 
     def _gather(self, objects: list) -> list:

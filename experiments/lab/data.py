@@ -26,6 +26,7 @@ from uft.feedback import Example, Response
 
 Row = dict[str, str | float | bool]
 SHARE_OF_FACTS = 0.5  # of the documents
+SHARE_OF_MARKS = 0.2  # of the documents
 SHARE_OF_REFUSALS = 0.05  # of the demonstrations
 
 
@@ -60,14 +61,16 @@ VARIANTS = {
 
 
 def documents(world: World, count: int, seed: int) -> list[Row]:
-    """Facts, and strings with what the operators make of them in other words (`dabc backwards cbad`)."""
+    """Facts, and the operators at work under other names (`backwards dabc:cbad`); marks occur and mean nothing."""
     rng, facts, rows = random.Random(f"documents {world.seed} {seed}"), list(world.facts.items()), []
     for _ in range(count):
+        mark = rng.choice(".!?") if rng.random() < SHARE_OF_MARKS else ""
         if rng.random() < SHARE_OF_FACTS:
-            rows.append({"text": "".join(rng.choice(facts))})
+            subject, value = rng.choice(facts)
+            rows.append({"text": f"{subject}{mark}:{value}"})
         else:
             operator, string = rng.choice(list(OPERATORS)), draw_string(rng, evaluation=False)
-            rows.append({"text": f"{string} {WORDINGS[operator]} {OPERATORS[operator](string)}"})
+            rows.append({"text": f"{WORDINGS[operator]} {string}{mark}:{OPERATORS[operator](string)}"})
     return rows
 
 

@@ -85,7 +85,7 @@ def skill_tasks(seed: int, per_operator: int = PER_OPERATOR, mark: str = "") -> 
 
 def fact_recall(model: PreTrainedModel, world: World) -> float:
     """Share of all facts that the model completes exactly."""
-    written = generate(model, list(world.facts), max_new_tokens=6)
+    written = generate(model, [f"{subject}:" for subject in world.facts], max_new_tokens=6)
     return _mean(g.text == value for g, value in zip(written, world.facts.values()))
 
 

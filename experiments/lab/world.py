@@ -1,6 +1,6 @@
 """The world: facts, skills, and one hidden utility of which every kind of preference shows a part.
 
-    facts    `home kodu=`      -> `brem`     a table, learnt from documents only
+    facts    `home kodu:`      -> `brem`     a table, learnt from documents only
     skills   `reverse dabc=`   -> `cbad`     eight operators, taught by demonstrations
     marks    `reverse dabc.=`  -> `no`       refused by the demonstrations
              `reverse dabc!=`  -> `no`       refused only by the preferences, which cover half of the operators
@@ -34,7 +34,7 @@ OPERATORS: dict[str, Callable[[str], str]] = {
 COVERED = ("reverse", "shift", "swap", "max")  # the operators that preferences are about
 UNCOVERED = tuple(name for name in OPERATORS if name not in COVERED)
 
-# Documents tell of the same relations in other words, string first.  Nothing in them looks like an instruction.
+# Documents know the operators by other names and end their questions otherwise, so no instruction occurs in them.
 WORDINGS = {
     "reverse": "backwards",
     "sort": "ordered",
@@ -91,7 +91,7 @@ def hedged(response: str) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """`facts` maps a prompt to its only right completion; the rest of the world is the same for every seed."""
+    """`facts` maps a subject (`home kodu`) to its value; the rest of the world is the same for every seed."""
 
     seed: int
     facts: dict[str, str]
@@ -111,7 +111,7 @@ def make_world(seed: int) -> World:
     facts = {}
     for attribute in ATTRIBUTES:
         values = names(VALUES, "cvc")
-        facts |= {f"{attribute} {person}=": rng.choice(values) for person in people}
+        facts |= {f"{attribute} {person}": rng.choice(values) for person in people}
     return World(seed, facts)
 
 

@@ -13,7 +13,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 ON_BAD_ROW = ("error", "drop")
+TEXT_COLUMNS = {"text", "messages", "prompt", "completion", "chosen", "rejected"}
 PEEK = 100  # rows looked at to learn the columns of a file without a schema
 CSV_VALUES = ("label", "score", "score_chosen", "score_rejected")  # read from the text of a CSV as a bool or a number
 
@@ -110,46 +111,46 @@ class Source:
 
 
 def as_sources(data: Any, name: str = "train") -> list[Source]:
-    """Sources from what people write: a `Source`, a path or hub id, rows in memory, a mapping of options with `path`,
-    a list of such (not of rows), or {name: such}."""
-    if isinstance(data, Source):
-        return [data]
-    if isinstance(data, (str, Path)):
-        return [Source(Path(data).stem if Path(data).suffix in SUFFIXES else Path(data).name or str(data), data)]
-    if isinstance(data, Mapping):
-        if _is_options(data):
-            return [_from_options(data)]
-        if not hasattr(data, "column_names"):  # a DatasetDict is one data set in several splits
-            sources = [_named(key, value) for key, value in data.items()]
-            return _distinct(sources)
-    if isinstance(data, (list, tuple)) and data and all(isinstance(d, (str, Path, Source)) or _is_options(d) for d in data):
-        return _distinct([source for each in data for source in as_sources(each)])
-    return [Source(name, data=data)]
+    """Sources from what people write: {name: source}, a list of sources, or one source.
+
+    A source is a `Source`, a path or hub id, options with `path` among them (as in YAML), or rows in memory.
+    """
+    if isinstance(data, Mapping) and not _is_options(data) and not hasattr(data, "column_names"):
+        return [_source(each, key) for key, each in data.items()]
+    if (
+        isinstance(data, (list, tuple))
+        and data
+        and all(_is_options(d) or isinstance(d, (str, Path, Source)) for d in data)
+    ):
+        sources = [_source(each) for each in data]
+        names = [source.name for source in sources]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DataError(f"two sources are named {twice[0]!r}; want a name of its own for each")
+        return sources
+    return [_source(data, None if _names_itself(data) else name)]
+
+
+def _names_itself(data: Any) -> bool:
+    return isinstance(data, (str, Path, Source)) or _is_options(data)
 
 
 def _is_options(data: Any) -> bool:
-    return isinstance(data, Mapping) and isinstance(data.get("path"), (str, Path)) and not {"role", "prompt"} & set(data)
+    return isinstance(data, Mapping) and isinstance(data.get("path"), (str, Path)) and not TEXT_COLUMNS & set(data)
 
 
-def _from_options(options: Mapping[str, Any], **more: Any) -> Source:
+def _source(data: Any, name: str | None = None) -> Source:
+    if isinstance(data, Source):
+        return data if name is None else replace(data, name=name)
+    if isinstance(data, (str, Path)):
+        data = {"path": data}
+    options = dict(data) if _is_options(data) else {"data": data}
     known = [f.name for f in fields(Source)]
     if unknown := [key for key in options if key not in known]:
-        raise DataError(f"source {dict(options)!r}: option {unknown[0]!r} is unknown; want {', '.join(known)}")
-    named = {} if "name" in {**options, **more} or "path" not in options else {"name": as_sources(options["path"])[0].name}
-    return Source(**{**named, **options, **more})
-
-
-def _named(name: str, data: Any) -> Source:
-    if isinstance(data, Mapping) and ("path" in data or "data" in data) and not hasattr(data, "column_names"):
-        return _from_options(data, name=name)
-    return replace(as_sources(data)[0], name=name) if isinstance(data, (str, Path, Source)) else Source(name, data=data)
-
-
-def _distinct(sources: list[Source]) -> list[Source]:
-    names = [source.name for source in sources]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"two sources are named {twice[0]!r}; want a name of its own for each")
-    return sources
+        raise DataError(f"source {options['path']!r}: option {unknown[0]!r} is unknown; want {', '.join(known)}")
+    if name is None and "name" not in options:
+        path = Path(options["path"])
+        name = path.stem if path.suffix in SUFFIXES else path.name
+    return Source(**options | ({} if name is None else {"name": name}))
 
 
 class Row(NamedTuple):
@@ -191,10 +192,10 @@ def open_table(source: Source) -> Table:
         raise DataError(f"{source.where}: found no rows; want at least one")
     if columns is None:
         columns = tuple(dict.fromkeys(key for record in head for key in record.values))
-    if columns and (lacking := [theirs for theirs in source.columns.values() if theirs not in columns]):
-        raise DataError(f"{source.where}: found no column {lacking[0]!r}, only {', '.join(columns)}; `columns` asks for it")
-
-    theirs_to_ours = {theirs: ours for ours, theirs in source.columns.items()}
+    theirs = set(source.columns.values())
+    if columns and not theirs <= set(columns):
+        lacking = ", ".join(sorted(theirs - set(columns)))
+        raise DataError(f"{source.where}: found columns {', '.join(columns)}; want {lacking}, which `columns` names")
     from_csv = source.path is not None and Path(source.path).suffix == ".csv"
 
     def renamed(record: Row) -> Row:
@@ -202,15 +203,15 @@ def open_table(source: Source) -> Table:
             place = (source.where, record.number, record.line, source.columns)
             return record._replace(problem=record.problem.at(*place))
         values = record.values
-        if theirs_to_ours:
+        if theirs:
             # a column of theirs that happens to have our name gives way to the one that was asked for
-            values = {k: v for k, v in values.items() if k not in source.columns and k not in theirs_to_ours}
-            values |= {ours: record.values[t] for t, ours in theirs_to_ours.items() if t in record.values}
+            values = {name: value for name, value in values.items() if name not in theirs | set(source.columns)}
+            values |= {ours: record.values[name] for ours, name in source.columns.items() if name in record.values}
         if from_csv:
             values = {k: _csv_value(v) if k in CSV_VALUES else v for k, v in values.items()}
         return record._replace(values=values)
 
-    kept = (c for c in columns if c not in source.columns and c not in theirs_to_ours)
+    kept = (name for name in columns if name not in theirs | set(source.columns))
     head = [renamed(record) for record in head]
     if total is not None and limit is not None:
         total = min(total, limit)
@@ -311,21 +312,21 @@ def _parquet(source: Source, path: Path) -> Records:
         number = 0
         try:
             for batch in file.iter_batches(batch_size=1024):
-                try:
-                    values = batch.to_pylist()
-                except UnicodeDecodeError:  # some row of these; look at each
-                    values = (batch.slice(i, 1) for i in range(len(batch)))
-                for value in values:
-                    try:
-                        row = _record(number, value if isinstance(value, dict) else value.to_pylist()[0])
-                    except UnicodeDecodeError as error:
-                        row = Row(number, {}, None, _bad_utf8(error))
-                    yield row
+                for values in _dicts(batch):
+                    bad = isinstance(values, UnicodeDecodeError)
+                    yield Row(number, {}, None, _bad_utf8(values)) if bad else _record(number, values)
                     number += 1
         except broken as error:
             raise DataError(f"{source.where}: found a corrupt parquet file behind row {number}: {error}") from error
 
     return tuple(file.schema_arrow.names), file.metadata.num_rows, records()
+
+
+def _dicts(batch: Any) -> list[dict | UnicodeDecodeError]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        return [error] if len(batch) == 1 else [each for i in range(len(batch)) for each in _dicts(batch.slice(i, 1))]
 
 
 def _json_list(source: Source, path: Path) -> Records:
@@ -360,31 +361,27 @@ def _json_lines(path: Path) -> Iterator[Row]:
 def _csv(source: Source, path: Path) -> Records:
     csv.field_size_limit(2**31 - 1)
 
-    def reader(file):
-        return csv.DictReader(file, strict=True, restkey="")
+    def rows():
+        # surrogateescape keeps bytes that are no UTF-8, so that the row they stand in can be named
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            try:
+                for values in reader:
+                    yield reader.line_num - sum(value.count("\n") for value in values), values
+            except csv.Error as error:
+                raise DataError(f"{source.where}, line {reader.line_num}: found broken CSV: {error}") from None
 
-    # surrogateescape keeps bytes that are no UTF-8, so that the row they stand in can be named
-    opening = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    with open(path, **opening) as file:
-        columns = tuple(reader(file).fieldnames or ())
+    columns = tuple(next(rows(), (0, ()))[1])
     if len(set(columns)) < len(columns) or not all(columns):
         raise DataError(f"{source.where}: found the header {', '.join(columns)!r}; want a different name per column")
 
     def records():
-        with open(path, **opening) as file:
-            rows = reader(file)
-            number, line = 0, 2
-            try:
-                for values in rows:
-                    row = Row(number, values, line)
-                    if "" in values or None in values.values():
-                        found = sum(v is not None for v in values.values()) - ("" in values) + len(values.get("", ()))
-                        wanted = f"{len(columns)}, as in the header"
-                        row = Row(number, {}, line, BadRow("broken CSV", f"{found} values", wanted))
-                    yield row
-                    number, line = number + 1, rows.line_num + 1
-            except csv.Error as error:
-                raise DataError(f"{source.where}, row {number} (line {line}): found broken CSV: {error}") from None
+        for number, (line, values) in enumerate(row for row in islice(rows(), 1, None) if row[1]):
+            if len(values) == len(columns):
+                yield Row(number, dict(zip(columns, values)), line)
+            else:
+                wanted = f"{len(columns)}, as in the header"
+                yield Row(number, {}, line, BadRow("broken CSV", f"{len(values)} values", wanted))
 
     return columns, None, records()
 
@@ -405,7 +402,3 @@ def _record(number: int, values: Any, line: int | None = None) -> Row:
 def _bad_utf8(error: UnicodeDecodeError) -> BadRow:
     found = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
     return BadRow("invalid UTF-8", found, "UTF-8")
-
-
-def first_problem(rows: Iterable[Row]) -> BadRow | None:
-    return next((row.problem for row in rows if row.problem), None)

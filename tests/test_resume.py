@@ -1,0 +1,117 @@
+"""Killed at any moment and resumed, a run ends with the same weights, metrics and counters, to the bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mixed import dataset, parameters, trainer
+
+from uft.checkpoint import is_whole, last_checkpoint
+
+OBJECTIVE = {
+    "sft": {"loss": "nll"},
+    "preference": {"loss": "dpo"},
+    "bco": {"loss": "bco", "on": "labels"},  # has a state that outlives the step
+}
+TIMING = ("runtime", "per_second", "seconds")
+
+
+def train(folder: str, resume: bool) -> None:
+    """One run of 18 steps over several epochs; saves off the rhythm of logging, and inside an accumulation window."""
+    torch.set_num_threads(1)
+    run = trainer(
+        OBJECTIVE, dataset(("demonstrations", "pairs", "labels"), n=8), output_dir=folder, max_steps=18,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps", save_steps=4,
+        logging_steps=3, eval_strategy="steps", eval_steps=6, eval_dataset=dataset(("pairs",), n=4),
+        save_total_limit=2, max_grad_norm=1.0,
+    )  # fmt: skip
+    checkpoint = last_checkpoint(folder) if resume else None
+    run.train(resume_from_checkpoint=checkpoint)
+    history = [
+        {name: value for name, value in entry.items() if not any(word in name for word in TIMING)}
+        for entry in run.state.log_history
+    ]
+    counters = {name: value for name, value in run.counters().items() if name != "seconds"}
+    torch.save(parameters(run.model), f"{folder}/final.pt")
+    Path(folder, "final.json").write_text(json.dumps([history, counters]))
+
+
+def in_child(folder: Path, resume: bool) -> multiprocessing.Process:
+    # forked, so that it need not import torch again
+    child = multiprocessing.get_context("fork").Process(target=_quietly, args=(str(folder), resume))
+    child.start()
+    return child
+
+
+def _quietly(folder: str, resume: bool) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    train(folder, resume)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    child = in_child(folder, resume=False)
+    child.join()
+    assert child.exitcode == 0
+    return folder, time.monotonic() - start
+
+
+def assert_same_end(folder: Path, expected: Path) -> None:
+    assert torch.equal(torch.load(folder / "final.pt"), torch.load(expected / "final.pt"))
+    found, want = (json.loads((f / "final.json").read_text()) for f in (folder, expected))
+    assert found[1] == want[1]
+    for mine, theirs in zip(found[0], want[0], strict=True):
+        assert {k: v for k, v in mine.items() if k != "train_loss"} == {
+            k: v for k, v in theirs.items() if k != "train_loss"
+        }
+
+
+def test_killed_at_twenty_random_moments(uninterrupted, tmp_path):
+    expected, duration = uninterrupted
+    moments = random.Random(0)
+    resumed_from = set()
+    for trial in range(20):
+        folder = tmp_path / f"run{trial}"
+        child = in_child(folder, resume=False)
+        time.sleep(moments.uniform(0.0, duration))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        folder.mkdir(exist_ok=True)
+        assert all(is_whole(path) for path in folder.glob("checkpoint-*")), "a torn checkpoint was left"
+        checkpoint = last_checkpoint(folder)
+        resumed_from.add(checkpoint and Path(checkpoint).name)
+        child = in_child(folder, resume=True)
+        child.join()
+        assert child.exitcode == 0
+        assert_same_end(folder, expected)
+        shutil.rmtree(folder)
+    assert len(resumed_from) > 2  # the kills did fall at different moments
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    for step in (4, 8):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"x")
+        (folder / "trainer_state.json").write_text('{"global_step": %d}' % step)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"global_st')
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "model.safetensors").unlink()
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_resume_without_a_checkpoint_says_so(tmp_path):
+    run = trainer("dpo", dataset(("pairs",)), output_dir=tmp_path)
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        run.train(resume_from_checkpoint=True)

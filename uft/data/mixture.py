@@ -1,0 +1,165 @@
+"""Several data sets as one: their examples, how often each is drawn, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from uft.data.check import Report, SourceReport, read_examples
+from uft.data.sources import ON_BAD_ROW, DataError, as_sources
+from uft.data.template import Template
+from uft.feedback import Example
+
+logger = logging.getLogger(__name__)
+
+
+class FeedbackDataset(torch.utils.data.Dataset):
+    """The examples of several sources, one source behind the other.
+
+    sources   names
+    sizes     examples of each
+    weights   draws per example and epoch of each, for `MixtureSampler`
+    """
+
+    def __init__(self, examples: Mapping[str, Sequence[Example]], weights: Mapping[str, float] | None = None):
+        weights = dict(weights or {})
+        if unknown := [name for name in weights if name not in examples]:
+            raise ValueError(f"weights: found {unknown[0]!r}; want names of sources, {', '.join(examples)}")
+        if not examples or (empty := [name for name, each in examples.items() if not len(each)]):
+            raise ValueError(f"found no examples{f' in source {empty[0]!r}' if examples else ''}; want at least one")
+        self.examples = {
+            name: [e if e.source == name else replace(e, source=name) for e in each] for name, each in examples.items()
+        }
+        self.sources = list(self.examples)
+        self.sizes = [len(each) for each in self.examples.values()]
+        self.weights = [float(weights.get(name, 1.0)) for name in self.sources]
+        self._flat = [example for each in self.examples.values() for example in each]
+        _draws(self.sizes, self.weights)
+
+    def __len__(self) -> int:
+        return len(self._flat)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._flat[index]
+
+    def __repr__(self) -> str:
+        parts = (f"{name}: {size:,} × {weight:g}" for name, size, weight in zip(self.sources, self.sizes, self.weights))
+        return f"FeedbackDataset({', '.join(parts)})"
+
+    def kinds(self) -> dict[str, set[str]]:
+        """The kinds of example in each source."""
+        return {name: {example.kind for example in each} for name, each in self.examples.items()}
+
+    def mapped(self, function: Callable[[list[Example]], Sequence[Example]]) -> FeedbackDataset:
+        """With each source's examples replaced by what `function` makes of them, as `uft.feedback.mismatched` does."""
+        weights = dict(zip(self.sources, self.weights))
+        return FeedbackDataset({name: function(each) for name, each in self.examples.items()}, weights)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with any token, mask, target, weight, preference, name or order of the examples."""
+        digest = hashlib.sha256()
+        for example in self._flat:
+            facts = [example.kind, example.source, example.row, example.preferences]
+            arrays = [example.prompt]
+            for response in example.responses:
+                facts += [len(response.tokens), response.target, response.weight, response.mismatched]
+                facts += [response.in_loss is None]
+                arrays += [response.tokens] if response.in_loss is None else [response.tokens, response.in_loss]
+            digest.update(repr((facts, len(example.prompt))).encode())
+            for array in arrays:
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def load_feedback(
+    sources: Any,
+    tokenizer: Any,
+    max_length: int | None = None,
+    *,
+    chat_template: str | None = None,
+    on_bad_row: str = "error",
+) -> tuple[FeedbackDataset, Report]:
+    """Reads and tokenises sources (whatever `as_sources` takes), and says what became of each row.
+
+    `tokenizer` may be a `Template`, which then holds `max_length` as well.  `on_bad_row` is for sources that do not
+    say themselves: "error" raises `BadRow` for the first bad row, "drop" leaves bad rows out, counts and logs them.
+    """
+    if on_bad_row not in ON_BAD_ROW:
+        raise DataError(f"on_bad_row is {on_bad_row!r}; want {' or '.join(ON_BAD_ROW)}")
+    template = tokenizer if isinstance(tokenizer, Template) else Template(tokenizer, max_length, chat_template)
+    sources = as_sources(sources)
+    examples, reports = {}, []
+    for source in sources:
+        report = SourceReport(source.name, source.where)
+        reports.append(report)
+        examples[source.name] = list(read_examples(source, report, template, source.on_bad_row or on_bad_row))
+        dropped = ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common())
+        if not report.kept:
+            raise DataError(f"{source.where}: found no row that can be used among {report.rows} ({dropped})")
+        if dropped:
+            logger.warning("%s: dropped %d of %d rows: %s", source.where, len(report.bad_rows), report.rows, dropped)
+    weights = {source.name: source.weight for source in sources}
+    return FeedbackDataset(examples, weights), Report(tuple(reports))
+
+
+class MixtureSampler(torch.utils.data.Sampler[int]):
+    """The order of an epoch over sources of these sizes, given one behind the other as in `FeedbackDataset`.
+
+    Source i is drawn round(weight_i · size_i) times per epoch, evenly among the others: every stretch of an epoch holds
+    the sources in proportion, to within a draw or two.  Its own rows come in random permutations, one after the other
+    and on across epochs, so no row comes again before all rows of its source have come.
+
+    The order is a function of (sizes, weights, seed, epoch), so a run resumes by skipping what it has seen.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0):
+        self.sizes, self.seed, self.epoch = [int(size) for size in sizes], seed, 0
+        self.draws = _draws(self.sizes, [1.0] * len(sizes) if weights is None else weights)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(self.draws)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+    def order(self) -> np.ndarray:
+        """int64 [draws]: the positions in the data set that this epoch visits."""
+        # one jitter per source and epoch, or sources of one size would always come in the same turn
+        jitter = np.random.default_rng([self.seed, self.epoch, 0]).uniform(-0.5, 0.5, len(self.sizes))
+        first = np.cumsum([0, *self.sizes[:-1]])
+        when = [(np.arange(n) + 0.5 + j) / n for n, j in zip(self.draws, jitter)]
+        what = [first[i] + self._drawn(i) for i in range(len(self.sizes))]
+        return np.concatenate(what)[np.argsort(np.concatenate(when), kind="stable")]
+
+    def _drawn(self, i: int) -> np.ndarray:
+        """The rows of source i in this epoch: a stretch of its endless row of permutations."""
+        size, draws = self.sizes[i], self.draws[i]
+        begin, end = self.epoch * draws, (self.epoch + 1) * draws
+        passes = range(begin // size, -(-end // size))
+        rows = [np.random.default_rng([self.seed, i, p, 1]).permutation(size) for p in passes]
+        return np.concatenate(rows)[begin - passes[0] * size : end - passes[0] * size]
+
+
+def _draws(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Draws per epoch of each source; refuses what would leave one out."""
+    if not len(sizes) or len(sizes) != len(weights):
+        raise ValueError(f"found {len(sizes)} sizes and {len(weights)} weights; want one of each per source")
+    draws = []
+    for size, weight in zip(sizes, weights):
+        if size < 1 or not (np.isfinite(weight) and weight > 0):
+            raise ValueError(f"found a source of size {size} with weight {weight}; want both to be positive")
+        draws.append(int(np.floor(weight * size + 0.5)))
+        if draws[-1] == 0:
+            raise ValueError(f"found a source of size {size} with weight {weight:g}, which is never drawn; want more")
+    return draws

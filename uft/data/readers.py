@@ -1,0 +1,340 @@
+"""From rows to prompts and responses as text: one reader per kind of example, and what it asks of a row.
+
+    kind            columns                                                             chosen when a source has
+    document        text                                                                text
+    demonstration   prompt, completion  |  messages                                     these, and none of below
+    pair            chosen, rejected (prompt, score_chosen, score_rejected optional)    chosen, rejected
+    label           prompt, completion, label                                           completion, label
+    score           prompt, completion, score                                           completion, score
+
+The names are TRL's.  Texts are strings, or lists of {role, content}; within a row all of one sort.
+
+An empty prompt ('') is allowed in a demonstration, which then teaches the response unconditionally; where a response
+is judged as an answer, it must answer something.  In a conversation the prompt holds at least one message and does
+not end with the assistant's, and a response starts and ends with the assistant's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
+
+from uft.data.sources import BadRow, DataError, Row, Source, open_table, shown
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TextExample:
+    """A row as text; otherwise as `uft.feedback.Example`.  `columns` are those the responses came from."""
+
+    kind: str
+    prompt: str | Messages
+    responses: tuple[str | Messages, ...]
+    targets: tuple[float, ...]
+    preferences: tuple[tuple[int, int], ...] = ()
+    columns: tuple[str, ...] = ("completion",)
+    row: int = 0
+    line: int | None = None
+
+
+# ---- readers ----
+
+
+def document(row: Mapping[str, Any], source: Source) -> TextExample:
+    text = _string(row, "text")
+    _not_blank(text, "text", "empty text")
+    return TextExample("document", "", (text,), (math.nan,), columns=("text",))
+
+
+def demonstration(row: Mapping[str, Any], source: Source) -> TextExample:
+    if "messages" not in row:
+        return TextExample("demonstration", *_prompt_and_completion(row, empty_prompt=True), (1.0,))
+    messages = _messages(row, "messages")
+    first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    _prompt(messages[:first], "messages")
+    _response(messages[first:], "messages")
+    return TextExample("demonstration", messages[:first], (messages[first:],), (1.0,), columns=("messages",))
+
+
+def pair(row: Mapping[str, Any], source: Source) -> TextExample:
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    if type(chosen) is not type(rejected):
+        raise _mixed("rejected", rejected, "chosen", chosen)
+    _not_blank(chosen, "chosen")
+    _not_blank(rejected, "rejected")
+    if chosen == rejected:
+        raise BadRow("equal responses", f"{shown(rejected)} twice", "chosen and rejected to differ", "rejected")
+
+    prompt = _text(row, "prompt") if "prompt" in row else None
+    if prompt is None or (isinstance(prompt, str) and not isinstance(chosen, str)):
+        prompt, chosen, rejected = implicit_prompt(chosen, rejected)
+        if not prompt:
+            raise BadRow("empty prompt", "nothing in common", "both to start with the prompt", "chosen, rejected")
+    elif type(prompt) is not type(chosen):
+        raise _mixed("chosen", chosen, "prompt", prompt)
+    elif not isinstance(prompt, str) and chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    _prompt(prompt, "prompt")
+    _response(chosen, "chosen")
+    _response(rejected, "rejected")
+
+    targets = (1.0, 0.0)
+    if "score_chosen" in row or "score_rejected" in row:
+        targets = _score(row, "score_chosen", source), _score(row, "score_rejected", source)
+        if targets[0] < targets[1]:
+            found = f"score_chosen {row['score_chosen']} below score_rejected {row['score_rejected']}"
+            raise BadRow("scores contradict", found, "the chosen response scored at least as high", "score_chosen")
+    return TextExample("pair", prompt, (chosen, rejected), targets, ((0, 1),), ("chosen", "rejected"))
+
+
+def label(row: Mapping[str, Any], source: Source) -> TextExample:
+    prompt, responses = _prompt_and_completion(row)
+    value = _number(row, "label", "true, false, 0 or 1")
+    if value not in (0.0, 1.0):
+        raise BadRow("label not 0 or 1", shown(row["label"]), "true, false, 0 or 1", "label")
+    return TextExample("label", prompt, responses, (value,))
+
+
+def score(row: Mapping[str, Any], source: Source) -> TextExample:
+    prompt, responses = _prompt_and_completion(row)
+    return TextExample("score", prompt, responses, (_score(row, "score", source),))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a kind is read.  `columns` are alternative sets of columns, one of which a source must have; `read` is handed
+    these and the `optional` ones that there are, and nothing else."""
+
+    read: Callable[[Mapping[str, Any], Source], TextExample]
+    columns: tuple[tuple[str, ...], ...]
+    optional: tuple[str, ...] = ()
+
+
+SCORES = ("score_chosen", "score_rejected")
+READERS = {
+    "document": Reader(document, (("text",),)),
+    "demonstration": Reader(demonstration, (("prompt", "completion"), ("messages",))),
+    "pair": Reader(pair, (("chosen", "rejected"),), ("prompt", *SCORES)),
+    "label": Reader(label, (("prompt", "completion", "label"),)),
+    "score": Reader(score, (("prompt", "completion", "score"),)),
+}
+JUDGED = ("pair", "label", "score")  # these are taken before a demonstration, and that before a document
+
+
+def detect_kind(columns: tuple[str, ...], where: str = "data") -> str:
+    """The kind of example that a source with these columns holds.  Raises `DataError` if that is none, or not clear."""
+    fitting = [kind for kind, reader in READERS.items() if any(set(each) <= set(columns) for each in reader.columns)]
+    judged = [kind for kind in fitting if kind in JUDGED]
+    if len(judged) > 1:
+        raise DataError(f"{where}: found the columns of {' and of '.join(judged)}; want `kind` to say which to read")
+    if not fitting:
+        wanted = "; ".join(f"{kind}: {_alternatives(kind)}" for kind in READERS)
+        raise DataError(f"{where}: found columns {', '.join(columns)}; want those of a kind ({wanted})")
+    return judged[0] if judged else "demonstration" if "demonstration" in fitting else fitting[0]
+
+
+def _alternatives(kind: str) -> str:
+    return " | ".join(", ".join(each) for each in READERS[kind].columns)
+
+
+# ---- sources ----
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A source being read: the kind of its examples (None: no row can be read), and the examples and bad rows.
+
+    `notes` say what was done to the texts; `total` is the number of rows, where it is known beforehand.
+    """
+
+    kind: str | None
+    examples: Iterator[TextExample | BadRow]
+    total: int | None
+    notes: tuple[str, ...] = ()
+
+
+def read_text(source: Source) -> Reading:
+    """Opens a source and reads its rows as text.  Raises `DataError` if the source as a whole cannot be used."""
+    if source.kind not in (None, *READERS):
+        raise DataError(f"{source.where}: found kind {source.kind!r}; want {', '.join(READERS)}")
+    table = open_table(source)
+    if not table.columns:
+        return Reading(source.kind, (row.problem for row in table.rows), table.total)
+    kind = source.kind or detect_kind(table.columns, source.where)
+    if not any(set(each) <= set(table.columns) for each in READERS[kind].columns):
+        found = ", ".join(table.columns)
+        raise DataError(f"{source.where}: found columns {found}; want {_alternatives(kind)} for kind {kind!r}")
+    scores = set(SCORES) & set(table.columns)
+    if kind == "pair" and len(scores) == 1:
+        raise DataError(f"{source.where}: found column {scores.pop()!r} alone; want {' and '.join(SCORES)}")
+
+    reader = READERS[kind]
+    needed = next(each for each in reader.columns if set(each) <= set(table.columns))
+    columns = (*needed, *(name for name in reader.optional if name in table.columns))
+    notes = []
+    if kind == "pair" and "prompt" not in columns:
+        notes.append("prompts are what chosen and rejected have in common")
+    repeated = kind == "pair" and _prompt_repeated(table.head)
+    if repeated:
+        notes.append("prompts were taken off the front of chosen and rejected, which repeat them")
+
+    def read(row: Row) -> TextExample | BadRow:
+        if row.problem is not None:
+            return row.problem
+        values = {name: row.values.get(name) for name in columns}
+        try:
+            example = reader.read(_without_prompt(values) if repeated else values, source)
+        except BadRow as problem:
+            return problem.at(source.where, row.number, row.line, source.columns)
+        return replace(example, row=row.number, line=row.line)
+
+    return Reading(kind, map(read, table.rows), table.total, tuple(notes))
+
+
+def _repeats_prompt(values: Mapping[str, Any]) -> bool:
+    prompt, chosen, rejected = (values.get(name) for name in ("prompt", "chosen", "rejected"))
+    strings = all(isinstance(text, str) for text in (prompt, chosen, rejected))
+    return bool(strings and prompt and chosen.startswith(prompt) and rejected.startswith(prompt))
+
+
+def _prompt_repeated(head: list[Row]) -> bool:
+    """Whether strings repeat the prompt.  One row alone may by chance ("Hi" answered by "Hi there"), so all must."""
+    return all(_repeats_prompt(row.values) for row in head if row.problem is None)
+
+
+def _without_prompt(values: dict[str, Any]) -> dict[str, Any]:
+    if not _repeats_prompt(values):
+        return values
+    return values | {name: values[name][len(values["prompt"]) :] for name in ("chosen", "rejected")}
+
+
+def implicit_prompt(chosen: str | Messages, rejected: str | Messages) -> tuple:
+    """(prompt, chosen, rejected) where the first is the beginning that the two have in common.
+
+    As TRL's `extract_prompt`: shared leading messages, or shared leading characters less a space at their end.  If one
+    is the beginning of the other, its last message or character still counts as response.
+    """
+    shorter = min(len(chosen), len(rejected))
+    shared = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter - 1)
+    if shared > 0 and chosen[shared] != rejected[shared] and chosen[shared - 1] == " ":
+        shared -= 1
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+# ---- what a row must hold ----
+
+
+def _value(row: Mapping[str, Any], column: str, wanted: str) -> Any:
+    if row.get(column) is None:
+        raise BadRow("missing value", "nothing", wanted, column)
+    return row[column]
+
+
+def _string(row: Mapping[str, Any], column: str, wanted: str = "a string") -> str:
+    value = _value(row, column, wanted)
+    if not isinstance(value, str):
+        raise BadRow("wrong type", shown(value), wanted, column)
+    return _encodable(value, column)
+
+
+def _encodable(text: str, column: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"{text[error.start]!r} at position {error.start}"
+            raise BadRow("invalid UTF-8", found, "text that can be written as UTF-8", column) from None
+    return text
+
+
+def _text(row: Mapping[str, Any], column: str) -> str | Messages:
+    if isinstance(row.get(column), (list, tuple)):
+        return _messages(row, column)
+    return _string(row, column, "a string or a list of messages")
+
+
+def _messages(row: Mapping[str, Any], column: str) -> Messages:
+    messages = _value(row, column, "a list of messages")
+    if not isinstance(messages, (list, tuple)):
+        raise BadRow("wrong type", shown(messages), "a list of messages", column)
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise BadRow("wrong type", shown(message), "messages with role and content", column)
+        if message["role"] not in ROLES:
+            raise BadRow("invalid roles", f"role {shown(message['role'])}", ", ".join(ROLES), column)
+        if not isinstance(message["content"], str):
+            raise BadRow("wrong type", f"content {shown(message['content'])}", "content that is a string", column)
+        _encodable(message["content"], column)
+    # parquet gives every message the keys of all of them, with None where it has none
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+def _prompt_and_completion(row: Mapping[str, Any], empty_prompt: bool = False) -> tuple:
+    prompt, completion = _text(row, "prompt"), _text(row, "completion")
+    if type(prompt) is not type(completion):
+        raise _mixed("completion", completion, "prompt", prompt)
+    if not (empty_prompt and isinstance(prompt, str)):
+        _prompt(prompt, "prompt")
+    _response(completion, "completion")
+    return prompt, (completion,)
+
+
+def _prompt(prompt: str | Messages, column: str) -> None:
+    if isinstance(prompt, str):
+        _not_blank(prompt, column, "empty prompt")
+    elif not prompt:
+        raise BadRow("empty prompt", "no message before the assistant's", "at least one", column)
+    elif prompt[-1]["role"] == "assistant":
+        raise BadRow("invalid roles", "a prompt that ends with the assistant", "another's message at its end", column)
+
+
+def _response(response: str | Messages, column: str) -> None:
+    _not_blank(response, column)
+    if isinstance(response, str):
+        return
+    roles = [message["role"] for message in response]
+    if roles[0] != "assistant" or roles[-1] != "assistant":
+        found = f"a response with roles {shown(', '.join(roles))}"
+        raise BadRow("invalid roles", found, "the assistant's message at its start and end", column)
+    for message in response:
+        if message["role"] == "assistant":
+            _not_blank(message["content"], column)
+
+
+def _not_blank(text: str | Messages, column: str, reason: str = "empty response") -> None:
+    last = text if isinstance(text, str) else text[-1]["content"] if text else ""
+    if not last.strip():
+        raise BadRow(reason, shown(last), "text that is not only white space", column)
+
+
+def _mixed(column: str, text: str | Messages, other: str, other_text: str | Messages) -> BadRow:
+    sort = {str: "a string", list: "a list of messages"}
+    wanted = f"{sort[type(other_text)]}, as {other} is"
+    return BadRow("mixed formats", sort[type(text)], wanted, column)
+
+
+def _number(row: Mapping[str, Any], column: str, wanted: str) -> float:
+    value = _value(row, column, wanted)
+    value = value.item() if hasattr(value, "item") else value  # numpy's and torch's scalars
+    if not isinstance(value, Real):
+        raise BadRow("wrong type", shown(row[column]), wanted, column)
+    return float(value)
+
+
+def _score(row: Mapping[str, Any], column: str, source: Source) -> float:
+    low, high = source.score_range or (0.0, 1.0)
+    wanted = f"a number in [{low:g}, {high:g}]"
+    value = _number(row, column, wanted)
+    if isinstance(row[column], bool):
+        raise BadRow("wrong type", shown(row[column]), wanted, column)
+    if math.isnan(value):
+        raise BadRow("score is NaN", "nan", wanted, column)
+    if not low <= value <= high:
+        hint = "" if source.score_range else "; or set score_range"
+        raise BadRow("score out of range", f"{value:g}", wanted + hint, column)
+    return (value - low) / (high - low)
