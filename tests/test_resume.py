@@ -103,7 +103,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"x")
-        (folder / "trainer_state.json").write_text('{"global_step": %d}' % step)
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
     (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"global_st')
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")

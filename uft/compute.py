@@ -2,7 +2,7 @@
 
 Model FLOPs, counted on real tokens (padding is waste of the layout, not cost of the method):
 
-    forward(n tokens) = 2 W n + 4 L d n^2      W weights of linear layers (head included), L layers, d = heads * head size
+    forward(n tokens) = 2 W n + 4 L d n^2      W linear weights, head included; L layers, d = heads * head size
     backward          = forward for the gradients of activations + 2 W_trained n + 4 L d n^2 for those of weights
                         and of the attention products                     PaLM arXiv:2204.02311, App. B, without the 1/2
                                                                           for causality, as SDPA and FlopCounter count
@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from uft.feedback import KINDS, Batch, Example
+from uft.models import REFERENCE_ADAPTER
 from uft.objective import Objective
 
 # conv1d: GPT-2's linear layers
@@ -34,14 +35,21 @@ class Cost:
     @classmethod
     def of(cls, model: nn.Module) -> Cost:
         config = model.config
-        linear = trained = 0
-        for module in model.modules():
-            if any(kind in type(module).__name__ for kind in _LINEAR) and getattr(module, "weight", None) is not None:
-                linear += module.weight.numel()
-                trained += module.weight.numel() if module.weight.requires_grad else 0
+        # by identity: an adapter's layer shows its base layer's weight as its own
+        weights = {
+            id(module.weight): module.weight
+            for name, module in model.named_modules()
+            if any(kind in type(module).__name__ for kind in _LINEAR)
+            and getattr(module, "weight", None) is not None
+            and not name.endswith(f".{REFERENCE_ADAPTER}")
+        }.values()
         heads = config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(linear, trained, 4 * config.num_hidden_layers * heads * head_size)
+        return cls(
+            sum(w.numel() for w in weights),
+            sum(w.numel() for w in weights if w.requires_grad),
+            4 * config.num_hidden_layers * heads * head_size,
+        )
 
     def forward(self, n: np.ndarray | int) -> np.ndarray | int:
         return 2 * self.linear_weights * n + self.attention * n * n

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from uft_kernels import token_divergence, token_logprob
 
 from uft.feedback import Batch
-from uft_kernels import token_divergence, token_logprob
 
 REFERENCE_ADAPTER = "reference"
 REFERENCE_MODES = ("auto", "frozen", "adapter", "cached", "none")

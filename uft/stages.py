@@ -179,4 +179,7 @@ def _part(data: Mapping[str, Any] | FeedbackDataset, names: tuple[str, ...]) -> 
     for name in names:
         if name not in known:
             raise ValueError(f"a stage asks for data set {name!r}; there are {', '.join(known)}")
-    return data.subset(names) if isinstance(data, FeedbackDataset) else {name: data[name] for name in names}
+    if not isinstance(data, FeedbackDataset):
+        return {name: data[name] for name in names}
+    weights = dict(zip(data.sources, data.weights))
+    return FeedbackDataset({n: data.examples[n] for n in names}, {n: weights[n] for n in names})

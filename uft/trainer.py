@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
 
 from uft.checkpoint import ASIDE, last_checkpoint, publish
 from uft.compute import Meter
@@ -33,9 +34,9 @@ from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
 from uft.feedback import KINDS, Batch, Collator, mismatched
 from uft.metrics import RunState
+from uft.model_card import model_card
 from uft.models import FrozenReference, Reference, Scored, is_peft, load_policy, make_reference, score, unwrapped
 from uft.objective import Objective, Sums
-from uft.model_card import model_card
 from uft.presets import make_objective
 from uft.record import environment, peak_memory_bytes, write_json
 from uft.reference_cache import Logps, combined, compute_logps, load_logps, save_logps, weights_fingerprint
@@ -270,11 +271,23 @@ class UnifiedTrainer(Trainer):
             if resume_from_checkpoint is None:
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir!r} to resume from")
         self._cache_reference()
+        if resume_from_checkpoint and (output := self._finished(resume_from_checkpoint)):
+            return output
         self._clock = time.perf_counter()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.args.should_save:
             write_json(Path(self.args.output_dir) / "run.json", self.record())
         return output
+
+    def _finished(self, checkpoint: str) -> TrainOutput | None:
+        """Loads a checkpoint of the last step; resuming one in transformers would take a step more."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if state.global_step < state.max_steps or self.args.max_steps > state.global_step:
+            return None
+        self._load_from_checkpoint(checkpoint)
+        self.state = state
+        self.run_state.on_train_begin(self.args, state, self.control)
+        return TrainOutput(state.global_step, float("nan"), {})
 
     def record(self) -> dict[str, Any]:
         """Everything another person needs to judge or repeat this run: configuration, data, metrics, compute."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.lab.tokenizer import encode, lab_tokenizer
-from experiments.lab.world import COVERED, OPERATORS, WORDINGS, Task, World, draw_string, hedged
+from experiments.lab.world import COVERED, MARKS, NEUTRAL_MARK, OPERATORS, Task, World, draw_string, hedged
 from uft.feedback import Example, Response
 
 Row = dict[str, str | float | bool]
@@ -61,24 +61,24 @@ VARIANTS = {
 
 
 def documents(world: World, count: int, seed: int) -> list[Row]:
-    """Facts, and the operators at work under other names (`backwards dabc:cbad`); marks occur and mean nothing."""
+    """Facts, and the operators at work in words that ask nothing (`reverse dabc:cbad`); marks mean nothing yet."""
     rng, facts, rows = random.Random(f"documents {world.seed} {seed}"), list(world.facts.items()), []
     for _ in range(count):
-        mark = rng.choice(".!?") if rng.random() < SHARE_OF_MARKS else ""
+        mark = rng.choice((*MARKS, NEUTRAL_MARK)) if rng.random() < SHARE_OF_MARKS else ""
         if rng.random() < SHARE_OF_FACTS:
             subject, value = rng.choice(facts)
             rows.append({"text": f"{subject}{mark}:{value}"})
         else:
             operator, string = rng.choice(list(OPERATORS)), draw_string(rng, evaluation=False)
-            rows.append({"text": f"{WORDINGS[operator]} {string}{mark}:{OPERATORS[operator](string)}"})
+            rows.append({"text": f"{operator} {string}{mark}:{OPERATORS[operator](string)}"})
     return rows
 
 
 def demonstrations(world: World, count: int, seed: int) -> list[Row]:
-    """Every operator answered; one prompt in twenty carries a "." and is refused."""
+    """Every operator answered; one prompt in twenty carries a "." and is refused, another a "," and is not."""
     rng, rows = random.Random(f"demonstrations {world.seed} {seed}"), []
     for _ in range(count):
-        mark = "." if rng.random() < SHARE_OF_REFUSALS else ""
+        mark = rng.choices(("", MARKS[0], NEUTRAL_MARK), (1 - 2 * SHARE_OF_REFUSALS, *2 * [SHARE_OF_REFUSALS]))[0]
         task = Task(rng.choice(list(OPERATORS)), draw_string(rng, evaluation=False), mark)
         rows.append({"prompt": task.prompt, "completion": task.best})
     return rows

@@ -180,7 +180,7 @@ def _behaviour(model: PreTrainedModel, world: World, seed: int, per_operator: in
     result = _skill(tasks, written)
     result |= {"false_refusal": _mean(refused)} | _by_coverage("false_refusal", tasks, refused)
     result |= {"length": _mean(g.length for g in written), "ended": _mean(g.ended for g in written)}
-    for mark in MARKS[1:]:
+    for mark in MARKS:
         result |= refusals(model, mark, seed, per_operator // 2)
     judged = preference_tasks(world, PREFERENCE_PROMPTS, seed, evaluation=True)
     return result | {

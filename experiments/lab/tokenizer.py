@@ -8,11 +8,11 @@ from functools import cache
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from experiments.lab.world import ATTRIBUTES, OPERATORS, WORDINGS
+from experiments.lab.world import ATTRIBUTES, OPERATORS
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
-WORDS = (*OPERATORS, *WORDINGS.values(), *ATTRIBUTES)
-CHARACTERS = (*string.ascii_lowercase, *" =:.!?")
+WORDS = (*OPERATORS, *ATTRIBUTES)
+CHARACTERS = (*string.ascii_lowercase, *" =:.,!?")
 
 
 @cache

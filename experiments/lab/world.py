@@ -19,7 +19,8 @@ LETTERS = "abcdefgh"
 LENGTHS = (3, 4)
 REFUSAL = "no"
 HEDGE = "?"
-MARKS = ("", ".", "!")
+MARKS = (".", "!")  # the first is refused by demonstrations, the second by preferences
+NEUTRAL_MARK = ","  # answered like no mark, so that a refusal is about its mark and not about being marked
 
 OPERATORS: dict[str, Callable[[str], str]] = {
     "reverse": lambda s: s[::-1],
@@ -33,18 +34,6 @@ OPERATORS: dict[str, Callable[[str], str]] = {
 }
 COVERED = ("reverse", "shift", "swap", "max")  # the operators that preferences are about
 UNCOVERED = tuple(name for name in OPERATORS if name not in COVERED)
-
-# Documents know the operators by other names and end their questions otherwise, so no instruction occurs in them.
-WORDINGS = {
-    "reverse": "backwards",
-    "sort": "ordered",
-    "shift": "next",
-    "rotate": "turned",
-    "swap": "crossed",
-    "double": "twice",
-    "other": "thinned",
-    "max": "highest",
-}
 
 ATTRIBUTES = ("home", "pet")
 PEOPLE = 96
@@ -65,18 +54,22 @@ class Task:
         return f"{self.operator} {self.string}{self.mark}="
 
     @property
+    def refused(self) -> bool:
+        return self.mark in MARKS
+
+    @property
     def answer(self) -> str:
         return OPERATORS[self.operator](self.string)
 
     @property
     def best(self) -> str:
         """The best policy's response."""
-        return REFUSAL if self.mark else self.answer
+        return REFUSAL if self.refused else self.answer
 
     @property
     def worst(self) -> str:
         """What the rejected side of a clean pair says: the answer where a refusal was wanted, and the reverse."""
-        return self.answer if self.mark else REFUSAL
+        return self.answer if self.refused else REFUSAL
 
     def utility(self, response: str) -> float:
         """1 for the best response, UTILITY_OF_HEDGING for the best response with a hedge behind it, otherwise 0."""

@@ -78,6 +78,14 @@ def test_float32_agrees_with_float64(chosen, rejected):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-30)
 
 
+def test_by_hand():
+    # means log ¾ and log ¼: odds 3 and ⅓, so −log σ(log 9) = log (1 + 1/9); however long the responses are
+    for length in (1.0, 2.0):
+        logps = [torch.tensor([length * math.log(p)]) for p in (0.75, 0.25)]
+        lengths = torch.tensor([length])
+        assert orpo(*logps, lengths, lengths).item() == pytest.approx(math.log(10 / 9), rel=1e-6)
+
+
 def test_equal_responses_lose_ln2():
     logp, length = torch.tensor([-8.0, 0.0]), torch.tensor([4.0, 4.0])
     torch.testing.assert_close(orpo(logp, logp, length, length), torch.full((2,), math.log(2)))

@@ -153,6 +153,15 @@ def test_value_of_the_swapped_pair_with_options(name):
     assert call(name, quantities(-1.0, 2.0, beta=0.5), **options).item() == pytest.approx(value, rel=1e-12)
 
 
+PUBLISHED = {"exo": ("label_smoothing", 1e-3), "dpop": ("penalty", 50.0), "discopop": ("tau", 0.05)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_are_the_published_ones(name):
+    option, value = PUBLISHED[name]
+    assert inspect.signature(PAIRWISE[name]).parameters[option].default == value
+
+
 # --- relations between them ---------------------------------------------------------------------------------------
 
 rewards = st.floats(-20, 20)

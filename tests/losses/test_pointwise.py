@@ -58,18 +58,20 @@ BY_HAND = {
         (1.0, 1.0, {}, 0.5),  # the reward of the average response
         (2.5, 1.0, TWO_TO_ONE, 2 * (1 - sigma(1.5))),
         (2.5, 0.0, TWO_TO_ONE, 0.5 * (1 - sigma(-1.5))),
-        (0.0, 0.6, {}, 1 - sigma(-1)),  # a score of 0.6 is desirable
-        (0.0, 0.4, {}, 1 - sigma(1)),
+        (0.0, 0.5, {}, 1 - sigma(-1)),  # a score of ½ is desirable
+        (0.0, 0.49, {}, 1 - sigma(1)),
     ],
     "bco": [
         (0.4, 1.0, {}, LN2),
         (1.4, 1.0, TWO_TO_ONE, 2 * softplus(-1)),
         (1.4, 0.0, TWO_TO_ONE, 0.5 * softplus(1)),
-        (0.0, 0.6, {}, softplus(0.4)),
-        (0.0, 0.4, {}, softplus(-0.4)),
+        (0.0, 0.5, {}, softplus(0.4)),
+        (0.0, 0.49, {}, softplus(-0.4)),
     ],
     "apo_zero_unpaired": [
         (0.0, 1.0, {}, 0.5),
+        (1.0, 0.5, {}, sigma(-1)),
+        (1.0, 0.49, {}, sigma(1)),
         (1.5, 1.0, TWO_TO_ONE, 2 * sigma(-1.5)),
         (1.5, 0.0, TWO_TO_ONE, 0.5 * sigma(1.5)),
     ],

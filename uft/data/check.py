@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -81,7 +82,8 @@ class Report:
     def markdown(self) -> str:
         lines = [HEADER, ("---", "---", *["--:"] * (len(HEADER) - 2)), *(source.cells() for source in self.sources)]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return "\n".join([table, *(f"\n- {remark}" for remark in self._remarks())])
+        remarks = self._remarks()
+        return "\n".join([table, *[""] * bool(remarks), *(f"- {remark}" for remark in remarks)])
 
     def __str__(self) -> str:
         lines = [HEADER, *(source.cells() for source in self.sources)]
@@ -108,28 +110,38 @@ def read_examples(
     """
     reading = read_text(source)
     report.kind, report.notes = reading.kind, reading.notes
-    # disable=None: only where stderr is a terminal
-    for text in tqdm(reading.examples, source.name, reading.total, unit=" rows", disable=None, delay=1, leave=False):
-        report.rows += 1
-        result = text
-        if template is not None and not isinstance(text, BadRow):
-            try:
-                result = template(text, source.name)
-            except BadRow as problem:
-                result = problem.at(source.where, text.row, text.line, source.columns)
-        if isinstance(result, BadRow):
-            if on_bad_row == "error":
-                raise result
-            report.bad_rows.append(result)
-            continue
-        report.kept += 1
-        if template is not None:
-            report.cut += result.cut
-            report.apart += result.apart
-            report.examples += len(result.examples)
-            report.tokens += sum(example.tokens for example in result.examples)
-            yield from result.examples
+    for texts in _batches(_progress(reading.examples, source.name, reading.total)):
+        good = [text for text in texts if not isinstance(text, BadRow)]
+        tokenised = iter(good if template is None else template.many(good, source.name))
+        for text in texts:
+            report.rows += 1
+            result = text if isinstance(text, BadRow) else next(tokenised)
+            if isinstance(result, BadRow):
+                if result is not text:
+                    result = result.at(source.where, text.row, text.line, source.columns)
+                if on_bad_row == "error":
+                    raise result
+                report.bad_rows.append(result)
+                continue
+            report.kept += 1
+            if template is not None:
+                report.cut += result.cut
+                report.apart += result.apart
+                report.examples += len(result.examples)
+                report.tokens += sum(example.tokens for example in result.examples)
+                yield from result.examples
     assert report.rows == report.kept + sum(report.dropped.values()), report
+
+
+def _progress(rows: Iterable, name: str, total: int | None) -> Iterable:
+    # disable=None: a bar only where stderr is a terminal
+    return tqdm(rows, name, total, unit=" rows", disable=None, delay=1, leave=False)
+
+
+def _batches(rows: Iterable, size: int = 256) -> Iterator[list]:
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
+        yield batch
 
 
 def check(

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,13 +66,14 @@ class Template:
         if chat_template is None and tokenizer.chat_template:
             chat_template = tokenizer.get_chat_template()
         self.chat_template = chat_template or PLAIN_TEMPLATE
+        self._known: dict[str, list[int]] = {}  # tokens of whole texts, while `many` is at work
 
     def __call__(self, text: TextExample, source: str = "train") -> Tokenised:
         """Raises `BadRow` for a response that does not fit or that the chat template refuses."""
         if text.kind == "document":
             return self._document(text, source)
         chat = not isinstance(text.prompt, str)
-        prompt, wholes = self._rendered(text) if chat else (text.prompt, [text.prompt + r for r in text.responses])
+        prompt, *wholes = self._strings(text)
 
         prompt_ids = self._with_bos(self._ids(prompt))
         responses, apart = [], 0
@@ -90,8 +92,30 @@ class Template:
         )
         return Tokenised([example], len(kept) < len(prompt_ids), apart)
 
+    def many(self, texts: Sequence[TextExample], source: str = "train") -> list[Tokenised | BadRow]:
+        """Each row in tokens, or what is wrong with it.  The tokenizer's threads work on all the rows at once."""
+
+        def tokenised(text):
+            try:
+                return self(text, source)
+            except BadRow as problem:
+                return problem
+
+        strings: dict[str, None] = {}
+        for text in texts:
+            with suppress(BadRow, DataError):  # these come again below, where they belong
+                strings |= dict.fromkeys(self._strings(text))
+        strings.pop("", None)
+        try:
+            if strings:
+                ids = self.tokenizer(list(strings), add_special_tokens=False, verbose=False)["input_ids"]
+                self._known = dict(zip(strings, ids))
+            return [tokenised(text) for text in texts]
+        finally:
+            self._known = {}
+
     def prompt(self, prompt: str | Messages) -> np.ndarray:
-        """int32 tokens to generate a response from: the same that a response was trained behind, uncut."""
+        """int32 tokens to generate a response from, uncut: BOS, and what the chat template opens the answer with."""
         text = prompt if isinstance(prompt, str) else self._render(prompt, True)
         return np.array(self._with_bos(self._ids(text)), dtype=np.int32)
 
@@ -124,8 +148,10 @@ class Template:
             raise BadRow("refused by chat template", f"roles {roles}", str(error), column) from None
         return texts[0], spans[0] if marks else None
 
-    def _rendered(self, text: TextExample) -> tuple[str, list[str]]:
-        """The prompt, and prompt and response together for each response, which all start with the prompt."""
+    def _strings(self, text: TextExample) -> list[str]:
+        """The prompt, and prompt and response together for each response; all of them start with the prompt."""
+        if isinstance(text.prompt, str):
+            return [text.prompt, *(text.prompt + response for response in text.responses)]
         prompt = self._render(text.prompt, True, text.columns[0])
         wholes = [self._render(text.prompt + r, False, column) for r, column in zip(text.responses, text.columns)]
         same = [
@@ -141,7 +167,7 @@ class Template:
                     f"chat template: found that it renders a prompt otherwise when a response follows ({bare[-80:]!r} "
                     "is not kept); want a template under which the prompt is the beginning of the conversation"
                 )
-        return shared, wholes
+        return [shared, *wholes]
 
     def _turns(self, prompt: Messages, response: Messages, whole: str, start: int) -> list[tuple[int, int]]:
         """Where in the text the assistant wrote: [begin, end) of each of the turns in the response."""
@@ -170,7 +196,9 @@ class Template:
     # ---- tokens ----
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+        if text and text not in self._known:
+            return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return list(self._known.get(text, ()))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         if self.bos is None:
