@@ -5,16 +5,17 @@ Every row of a source is either kept or dropped for one reason, and the counts a
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from uft.data.readers import read_text
+from uft.data.readers import READERS, read_text
 from uft.data.sources import BadRow, DataError, Source, as_sources
 from uft.data.template import Template
 from uft.feedback import Example
@@ -193,6 +194,19 @@ def run_check(
         print(file=file)
     print(report, file=file)
     return 0 if report.ok else 1
+
+
+def main(words: Sequence[str]) -> int:
+    """`run_check` from the words of a command line."""
+    parser = argparse.ArgumentParser("uft data check", description="Validates data sets; one line per bad row.")
+    parser.add_argument("paths", nargs="+", metavar="FILE", help="file, folder of save_to_disk, or id on the hub")
+    parser.add_argument("--tokenizer", help="folder or hub id; without one, lengths are not looked at")
+    parser.add_argument("--max_length", type=int, help="longest prompt + response in tokens")
+    parser.add_argument("--kind", choices=READERS, help="by default found from the columns")
+    parser.add_argument("--split", default="train", help="of a hub data set")
+    parser.add_argument("--subset", help="of a hub data set")
+    parser.add_argument("--limit", type=int, help="look at the first so many rows only")
+    return run_check(**vars(parser.parse_args(list(words))))
 
 
 def _load(tokenizer: str) -> Any:
