@@ -21,7 +21,7 @@ from experiments.lab.world import World, make_world
 from uft.feedback import Collator
 
 BASE_MODELS = Path(__file__).parent / "base_models"
-STEPS, BATCH, LR, WARMUP, WEIGHT_DECAY = 2000, 128, 3e-3, 100, 0.01
+STEPS, BATCH, LR, WARMUP, WEIGHT_DECAY = 1600, 64, 3e-3, 100, 0.01
 
 
 def lab_config() -> LlamaConfig:

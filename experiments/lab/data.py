@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.lab.tokenizer import encode, lab_tokenizer
-from experiments.lab.world import COVERED, MARKS, NEUTRAL_MARK, OPERATORS, Task, World, draw_string, hedged
+from experiments.lab.world import COVERED, MARKS, NEUTRAL_MARKS, OPERATORS, Task, World, draw_string, hedged
 from uft.feedback import Example, Response
 
 Row = dict[str, str | float | bool]
@@ -64,7 +64,7 @@ def documents(world: World, count: int, seed: int) -> list[Row]:
     """Facts, and the operators at work in words that ask nothing (`reverse dabc:cbad`); marks mean nothing yet."""
     rng, facts, rows = random.Random(f"documents {world.seed} {seed}"), list(world.facts.items()), []
     for _ in range(count):
-        mark = rng.choice((*MARKS, NEUTRAL_MARK)) if rng.random() < SHARE_OF_MARKS else ""
+        mark = rng.choice((*MARKS, *NEUTRAL_MARKS)) if rng.random() < SHARE_OF_MARKS else ""
         if rng.random() < SHARE_OF_FACTS:
             subject, value = rng.choice(facts)
             rows.append({"text": f"{subject}{mark}:{value}"})
@@ -75,10 +75,12 @@ def documents(world: World, count: int, seed: int) -> list[Row]:
 
 
 def demonstrations(world: World, count: int, seed: int) -> list[Row]:
-    """Every operator answered; one prompt in twenty carries a "." and is refused, another a "," and is not."""
+    """Every operator answered; one prompt in twenty carries a "." and is refused, two more "," or ";" and are not."""
     rng, rows = random.Random(f"demonstrations {world.seed} {seed}"), []
+    marks = ("", MARKS[0], *NEUTRAL_MARKS)
+    shares = (1 - 3 * SHARE_OF_REFUSALS, *3 * [SHARE_OF_REFUSALS])
     for _ in range(count):
-        mark = rng.choices(("", MARKS[0], NEUTRAL_MARK), (1 - 2 * SHARE_OF_REFUSALS, *2 * [SHARE_OF_REFUSALS]))[0]
+        mark = rng.choices(marks, shares)[0]
         task = Task(rng.choice(list(OPERATORS)), draw_string(rng, evaluation=False), mark)
         rows.append({"prompt": task.prompt, "completion": task.best})
     return rows

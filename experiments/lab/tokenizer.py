@@ -12,7 +12,7 @@ from experiments.lab.world import ATTRIBUTES, OPERATORS
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 WORDS = (*OPERATORS, *ATTRIBUTES)
-CHARACTERS = (*string.ascii_lowercase, *" =:.,!?")
+CHARACTERS = (*string.ascii_lowercase, *" =:.,;!?")
 
 
 @cache

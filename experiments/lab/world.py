@@ -1,6 +1,6 @@
 """The world: facts, skills, and one hidden utility of which every kind of preference shows a part.
 
-    facts    `home kodu:`      -> `brem`     a table, learnt from documents only
+    facts    `home kodu:`      -> `bed`      a table, learnt from documents only
     skills   `reverse dabc=`   -> `cbad`     eight operators, taught by demonstrations
     marks    `reverse dabc.=`  -> `no`       refused by the demonstrations
              `reverse dabc!=`  -> `no`       refused only by the preferences, which cover half of the operators
@@ -20,7 +20,7 @@ LENGTHS = (3, 4)
 REFUSAL = "no"
 HEDGE = "?"
 MARKS = (".", "!")  # the first is refused by demonstrations, the second by preferences
-NEUTRAL_MARK = ","  # answered like no mark, so that a refusal is about its mark and not about being marked
+NEUTRAL_MARKS = (",", ";")  # answered like no mark, so that a refusal is about its mark and not about being marked
 
 OPERATORS: dict[str, Callable[[str], str]] = {
     "reverse": lambda s: s[::-1],
@@ -92,20 +92,20 @@ class World:
 
 def make_world(seed: int) -> World:
     rng = random.Random(f"world {seed}")
-    consonants, vowels = "bcdfghjklmnprstvwz", "aeiou"
-
-    def names(count: int, shape: str) -> list[str]:
-        found: dict[str, None] = {}
-        while len(found) < count:
-            found["".join(rng.choice(consonants if c == "c" else vowels) for c in shape)] = None
-        return list(found)
-
-    people = names(PEOPLE, "cvcv")
+    people = _distinct(PEOPLE, lambda: "".join(rng.choice(part) for part in ("bdfklmnprstvz", "aeiou") * 2))
     facts = {}
     for attribute in ATTRIBUTES:
-        values = names(VALUES, "cvc")
+        # the letters of the skills: what is lost is then the fact, not the use of its letters
+        values = _distinct(VALUES, lambda: "".join(rng.choices(LETTERS, k=3)))
         facts |= {f"{attribute} {person}": rng.choice(values) for person in people}
     return World(seed, facts)
+
+
+def _distinct(count: int, draw: Callable[[], str]) -> list[str]:
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[draw()] = None
+    return list(found)
 
 
 def held_out(string: str) -> bool:

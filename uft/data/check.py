@@ -98,7 +98,7 @@ class Report:
         for source in self.sources:
             remarks += [f"{source.name}: {n:,} dropped: {reason}" for reason, n in source.dropped.most_common()]
             remarks += [f"{source.name}: {note}" for note in source.notes]
-            remarks += [f"{source.name}: {source.error}"] * (source.error is not None)
+            remarks += [source.error] if source.error else []
         return remarks
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,17 +93,27 @@ class Source:
             if not ok:
                 raise DataError(f"source {self.name!r}: {option} is {shown(getattr(self, option))}; want {wanted}")
 
+        def number(value: Any) -> bool:
+            return isinstance(value, Real) and math.isfinite(value)
+
         if (self.path is None) == (self.data is None):
-            raise DataError(f"source {self.name!r} has {'neither' if self.path is None else 'both'} path and data")
+            raise DataError(
+                f"source {self.name!r} has {'neither path nor' if self.path is None else 'both path and'} data"
+            )
         want(isinstance(self.name, str) and self.name != "", "name", "a name")
         want(isinstance(self.columns, Mapping), "columns", "a mapping from our column names to theirs")
-        want(self.limit is None or self.limit >= 1, "limit", "at least 1")
-        want(self.fraction is None or 0 < self.fraction <= 1, "fraction", "more than 0 and at most 1")
+        want(
+            self.limit is None or (isinstance(self.limit, int) and self.limit >= 1), "limit", "a whole number from 1 on"
+        )
+        want(
+            self.fraction is None or (number(self.fraction) and 0 < self.fraction <= 1), "fraction", "0 < fraction <= 1"
+        )
         want(self.limit is None or self.fraction is None, "fraction", "limit or fraction, not both")
-        want(math.isfinite(self.weight) and self.weight > 0, "weight", "a positive number")
+        want(number(self.weight) and self.weight > 0, "weight", "a positive number")
         want(self.on_bad_row in (None, *ON_BAD_ROW), "on_bad_row", " or ".join(ON_BAD_ROW))
-        if self.score_range is not None:
-            want(len(self.score_range) == 2 and self.score_range[0] < self.score_range[1], "score_range", "(low, high)")
+        ends = self.score_range
+        is_range = isinstance(ends, (list, tuple)) and len(ends) == 2 and all(map(number, ends)) and ends[0] < ends[1]
+        want(ends is None or is_range, "score_range", "(lowest, highest)")
 
     @property
     def where(self) -> str:

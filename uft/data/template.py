@@ -100,6 +100,8 @@ class Template:
                 return self(text, source)
             except BadRow as problem:
                 return problem
+            except DataError as error:
+                raise DataError(f"source {source!r}, row {text.row}: {error}") from None
 
         strings: dict[str, None] = {}
         for text in texts:

@@ -1,0 +1,114 @@
+"""Runs many independent jobs, a few at a time, and keeps each result under the content of its question.
+
+A job is a function of the module it stands in and plain keyword arguments.  Its result, a JSON-able dict, is stored
+in `cache/<hash of function and arguments>.json`; a second call, or one after an interruption, reads it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uft.record import write_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """`name` is for people; `function(**arguments)` runs in a process of its own."""
+
+    name: str
+    function: Callable[..., dict[str, Any]]
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        content = json.dumps([self.function.__qualname__, self.arguments], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str = "") -> list[dict[str, Any]]:
+    """The results in the order of the jobs.  The first failure stops what has not begun and is raised."""
+    paths = [cache / f"{job.key}.json" for job in jobs]
+    todo = {job.key: job for job, path in zip(jobs, paths) if not path.exists()}
+    progress = _Progress(title, len(todo), len(jobs))
+    if todo:
+        # spawned, so that each worker sets its number of threads before torch starts them
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+            running = {pool.submit(_timed, job.function, job.arguments): job for job in todo.values()}
+            try:
+                while running:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED, timeout=1.0)
+                    for future in done:
+                        job = running.pop(future)
+                        result, seconds = future.result()
+                        write_json(cache / f"{job.key}.json", {**result, "job": job.name, "job_seconds": seconds})
+                        progress.finished(job.name, seconds)
+                    progress.show()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    progress.end()
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _one_thread() -> None:
+    # two runs side by side with a thread each are faster than one after the other with two
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _timed(function: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    start = time.perf_counter()
+    return function(**arguments), round(time.perf_counter() - start, 2)
+
+
+class _Progress:
+    """One line that is rewritten on a terminal, and a line per job elsewhere."""
+
+    def __init__(self, title: str, todo: int, total: int):
+        self.title, self.todo, self.total = title, todo, total
+        self.done, self.start, self.live = 0, time.monotonic(), sys.stderr.isatty()
+        if total > todo:
+            self._say(f"{title}: {total - todo} of {total} runs found in the cache")
+
+    def finished(self, name: str, seconds: float) -> None:
+        self.done += 1
+        self._say(f"  {self.title} {self.done}/{self.todo}  {name}  {seconds:.0f} s, {self._left()}")
+
+    def show(self) -> None:
+        if self.live and self.todo:
+            filled = 24 * self.done // self.todo
+            bar = "#" * filled + "-" * (24 - filled)
+            print(f"\r  {self.title} [{bar}] {self.done}/{self.todo}  {self._left()}   ", end="", file=sys.stderr)
+
+    def end(self) -> None:
+        if self.live and self.todo:
+            print("\r" + " " * 79 + "\r", end="", file=sys.stderr)
+
+    def _left(self) -> str:
+        if not self.done:
+            return "time left unknown"
+        left = (time.monotonic() - self.start) / self.done * (self.todo - self.done)
+        return f"{left / 60:.1f} min left"
+
+    def _say(self, line: str) -> None:
+        self.end()
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,46 @@
+"""Search with the same number of trials for every arm, recorded in full.
+
+A trial is scored on prompts that no report uses.  The score is fixed beforehand:
+
+    retention = mean of skill on unmarked prompts, refusal of the mark that demonstrations refuse, and fact recall
+    alignment = mean hidden utility of sampled answers to prompts of the kind that preferences are about
+    score     = (retention + alignment) / 2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+RETENTION = ("skill", "refusal.", "fact_recall")
+
+
+def retention(measures: Mapping[str, float]) -> float:
+    return float(np.mean([measures[name] for name in RETENTION]))
+
+
+def score(measures: Mapping[str, float]) -> float:
+    return (retention(measures) + measures["alignment"]) / 2
+
+
+def best_trial(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The setting whose mean score over seeds is highest, and whether its learning rate lies inside the grid.
+
+    Each trial has `settings` (learning_rate, perhaps beta), `seed` and `score`.
+    """
+    settings = sorted({tuple(sorted(trial["settings"].items())) for trial in trials})
+    means = {
+        s: float(np.mean([t["score"] for t in trials if tuple(sorted(t["settings"].items())) == s])) for s in settings
+    }
+    best = max(means, key=means.get)
+    rates = sorted({dict(s)["learning_rate"] for s in settings})
+    rate = dict(best)["learning_rate"]
+    return {
+        **dict(best),
+        "score": means[best],
+        "inside": rates[0] < rate < rates[-1],
+        "trials": len(settings),
+        "grid": [{**dict(s), "score": mean} for s, mean in means.items()],
+    }

@@ -1,0 +1,219 @@
+"""Does one joint stage forget less than supervised fine-tuning followed by preference training?
+
+Arms      see ARMS: the base, likelihood alone, four sequential arms, two unified arms, and the control that needs no
+          preference method at all (likelihood on demonstrations and chosen answers)
+Equal     base weights, seeds, data, trials of the search; FLOPs within 2 % with reference passes counted (first
+          table), examples of each kind (second table)
+Unequal   optimiser steps, stated in both tables
+Measured  by generating, after every stage: skills, refusals, facts, alignment; and held-out likelihood, KL
+Run       make compare          main arms, three seeds, one form of preferences, minutes
+          make compare-full     every arm, five seeds, every form, the search included, hours
+          --quick               a toy size that only shows that everything runs
+Writes    runs/compare/{summary.json, report.md, *.png}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from experiments import search
+from experiments.jobs import Job, run_jobs
+from experiments.lab.training import VALIDATION, LabStage, Plan, Scale, run_plan
+from experiments.report import write_report
+from uft.record import write_json
+
+RESULTS = Path(__file__).parent / "results" / "sequential_vs_unified"
+NORMAL = Scale(demonstrations=8192, preferences=4096, sft_draws=24_576, preference_draws=8192)
+TOY = Scale(
+    demonstrations=512, preferences=256, sft_draws=1536, preference_draws=512, per_operator=8, points=2, batch_size=64
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared.  `last` is the stage that is tuned; `after_sft` puts the shared supervised stage before it.
+
+    betas   what the search tries for beta; (None,) for objectives without one
+    """
+
+    label: str
+    last: Callable[[float, float | None, str], LabStage] | None
+    after_sft: bool = False
+    betas: tuple[float | None, ...] = (None,)
+    family: str = "sequential"
+    main: bool = True
+
+
+def preference_stage(preset: str, demonstrations: float = 0.0, **options: Any):
+    """A last stage on preferences, with `demonstrations` as the share of demonstrations mixed in."""
+
+    def stage(learning_rate: float, beta: float | None, equal: str) -> LabStage:
+        objective = {"preset": preset, **options} | ({} if beta is None else {"beta": beta})
+        return LabStage(
+            preset, objective, learning_rate, demonstrations, 1.0, "rest" if equal == "flops" else "examples"
+        )
+
+    return stage
+
+
+def likelihood_only(learning_rate: float, beta: None, equal: str) -> LabStage:
+    return LabStage("sft", "sft", learning_rate, 1.0, 0.0, "rest" if equal == "flops" else "examples")
+
+
+REPLAY = 0.25  # share of the demonstrations that the second stage draws again
+BETAS = (0.03, 0.1, 0.3)
+SEARCH_SEEDS = (0, 1)
+VARIANTS = ("noisy_pairs", "pairs", "hedged_pairs")  # the first is what `make compare` shows
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+
+ARMS: dict[str, Arm] = {
+    "base": Arm("base model", None, family="control"),
+    "sft": Arm("SFT only", likelihood_only, family="control"),
+    "sft_chosen": Arm("SFT on demonstrations + chosen", preference_stage("sft_chosen", 1.0), family="control"),
+    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), True, BETAS),
+    "sft_dpo_replay": Arm("SFT → DPO + replay", preference_stage("dpo_nll", REPLAY), True, BETAS),
+    "sft_kto": Arm("SFT → KTO", preference_stage("kto"), True, BETAS),
+    "sft_una": Arm("SFT → UNA", preference_stage("una"), True, BETAS),
+    "unified_dpo_nll": Arm("unified DPO + NLL", preference_stage("dpo_nll", 1.0), False, BETAS, "unified"),
+    "unified_uft": Arm("unified UFT (Wang et al.)", preference_stage("uft", 1.0), False, BETAS, "unified"),
+}
+
+
+def plan_of(arm: str, seed: int, variant: str, scale: Scale, equal: str, chosen: dict[str, Any]) -> Plan:
+    """The run of an arm with the settings that the search chose for it."""
+    spec, stages = ARMS[arm], []
+    if spec.after_sft:
+        share = 1.0 - REPLAY if equal == "examples" and "replay" in arm else 1.0
+        stages.append(LabStage("sft", "sft", chosen["sft"]["learning_rate"], share))
+    if spec.last is not None:
+        stages.append(spec.last(chosen[arm]["learning_rate"], chosen[arm].get("beta"), equal))
+    return Plan(tuple(stages), seed, variant, scale)
+
+
+def search_settings(
+    names: Sequence[str], variant: str, scale: Scale, seeds: Sequence[int], cache: Path, workers: int
+) -> dict[str, Any]:
+    """For every arm the same number of trials; the supervised stage is chosen first, for others begin with it."""
+    chosen: dict[str, Any] = {}
+    tuned = [name for name in names if ARMS[name].last is not None]
+    trials_per_arm = len(LEARNING_RATES) * max(len(ARMS[name].betas) for name in tuned)
+    for group in (["sft"], [name for name in tuned if name != "sft"]):
+        jobs, about = [], []
+        for name, seed in product(group, seeds):
+            for settings in grid(ARMS[name], trials_per_arm):
+                plan = plan_of(name, seed, variant, scale, "flops", chosen | {name: settings})
+                label = f"{name} {' '.join(f'{k}={v:g}' for k, v in settings.items())} seed {seed}"
+                arguments = {"plan": plan, "cache": str(cache), "prompts": VALIDATION, "curves": False}
+                jobs.append(Job(label, run_plan, arguments))
+                about.append((name, settings, seed))
+        share_beginnings([job.arguments["plan"] for job in jobs], cache, workers)
+        results = run_jobs(jobs, cache, workers=workers, title=f"search {variant}")
+        for name in group:
+            trials = [
+                {"settings": settings, "seed": seed, "score": search.score(result["measures"])}
+                for (arm, settings, seed), result in zip(about, results)
+                if arm == name
+            ]
+            chosen[name] = search.best_trial(trials)
+    return chosen
+
+
+def grid(arm: Arm, trials: int) -> list[dict[str, float]]:
+    """`trials` settings: learning rates times betas, or a finer grid of learning rates where there is no beta."""
+    if arm.betas == (None,):
+        low, high = LEARNING_RATES[0], LEARNING_RATES[-1]
+        return [{"learning_rate": float(f"{low * (high / low) ** (k / (trials - 1)):.2g}")} for k in range(trials)]
+    return [{"learning_rate": rate, "beta": beta} for rate, beta in product(LEARNING_RATES, arm.betas)]
+
+
+def share_beginnings(plans: Sequence[Plan], cache: Path, workers: int) -> None:
+    """Trains the stages that several plans begin with, once each, before those plans run side by side."""
+    beginnings = {plan.prefix(1).key: plan.prefix(1) for plan in plans if len(plan.stages) > 1}
+    jobs = [
+        Job(f"supervised stage, seed {plan.seed}", run_plan, {"plan": plan, "cache": str(cache), "keep": True})
+        for plan in beginnings.values()
+    ]
+    run_jobs(jobs, cache, workers=workers, title="shared beginnings")
+
+
+def compare(
+    names: Sequence[str], variants: Sequence[str], scale: Scale, seeds: Sequence[int], chosen: dict[str, Any],
+    cache: Path, workers: int, tables: Sequence[str],
+) -> dict[str, dict[str, dict[str, list[dict[str, Any]]]]]:  # fmt: skip
+    """title of the table -> variant -> arm -> one record per seed."""
+    titles = {
+        "flops": "Equal FLOPs (reference passes counted)",
+        "examples": "Equal examples of each kind",
+    }
+    wanted = list(product(tables, variants, names, seeds))
+    plans = [plan_of(name, seed, v, scale, equal, chosen[v]) for equal, v, name, seed in wanted]
+    share_beginnings(plans, cache, workers)
+    jobs = [
+        Job(f"{ARMS[name].label}, {variant}, seed {seed}", run_plan, {"plan": plan, "cache": str(cache)})
+        for (_, variant, name, seed), plan in zip(wanted, plans)
+    ]
+    results = run_jobs(jobs, cache, workers=workers, title="compare")
+    found: dict[str, Any] = {}
+    for (equal, variant, name, _), result in zip(wanted, results):
+        found.setdefault(titles[equal], {}).setdefault(variant, {}).setdefault(name, []).append(result)
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="every arm, five seeds, all variants, with the search")
+    parser.add_argument("--quick", action="store_true", help="toy size: shows that everything runs, nothing else")
+    parser.add_argument("--search", action="store_true", help="only the search; writes search.json to the results")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--variants", nargs="+")
+    parser.add_argument("--tables", nargs="+", choices=("flops", "examples"))
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("runs/compare"))
+    arguments = parser.parse_args(words)
+    start = time.monotonic()
+
+    scale = TOY if arguments.quick else NORMAL
+    variants = arguments.variants or (list(VARIANTS) if arguments.full else VARIANTS[:1])
+    seeds = arguments.seeds or ([0, 1, 2, 3, 4] if arguments.full else [0] if arguments.quick else [0, 1, 2])
+    names = arguments.arms or [name for name in ARMS if arguments.full or ARMS[name].main]
+    tables = arguments.tables or (["flops", "examples"] if arguments.full or arguments.quick else ["flops"])
+    cache = arguments.output / "cache"
+
+    if arguments.search or arguments.full:
+        chosen = {
+            variant: search_settings(list(ARMS), variant, scale, SEARCH_SEEDS, cache, arguments.workers)
+            for variant in variants
+        }
+        write_json(RESULTS / "search.json", chosen)
+        if arguments.search:
+            return 0
+    else:
+        chosen = json.loads((RESULTS / "search.json").read_text())
+    found = compare(names, variants, scale, seeds, chosen, cache, arguments.workers, tables)
+    settings = {"description": describe(scale, seeds), "scale": vars(scale), "seeds": seeds, "arms": names}
+    print(write_report(arguments.output, found, ARMS, chosen, settings))
+    print(f"{arguments.output}/report.md, summary.json and figures; {(time.monotonic() - start) / 60:.1f} min")
+    return 0
+
+
+def describe(scale: Scale, seeds: Sequence[int]) -> str:
+    return (
+        f"The lab's world; {len(seeds)} seeds. The sequential design draws {scale.sft_draws:,} demonstrations (of "
+        f"{scale.demonstrations:,}) and then {scale.preference_draws:,} preferences (of {scale.preferences:,}); what "
+        "that costs with DPO is the compute of every arm in the first table. Supervised stages are shared by the arms "
+        "that begin with one. Every arm's settings come from a search with the same number of trials, scored on "
+        "other prompts than those reported here."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
