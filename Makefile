@@ -1,7 +1,7 @@
 # Every target sets up what it needs; what is already there is skipped.
 #   make compare        sequential against unified in the lab: three seeds, a figure and a table, minutes
 #   make test           the test suite
-# Others: compare-full, test-slow, lint, format, clean
+# Others: compare-full, test-slow, test-oldest, lint, format, clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: compare compare-full compare-quick test test-slow lint format setup clean
+.PHONY: compare compare-full compare-quick test test-slow test-oldest lint format setup clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -37,6 +37,13 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# the oldest transformers that is promised to work, in an environment of its own
+test-oldest:
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -c "import torch" 2>/dev/null || .venv-oldest/bin/pip install -q torch==2.13.0
+	@.venv-oldest/bin/pip install -q -e . "transformers==5.17.0" pytest beartype hypothesis
+	.venv-oldest/bin/python -m pytest tests/test_trainer.py tests/test_stages.py tests/test_compute.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

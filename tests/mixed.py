@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,7 +64,7 @@ def model(seed: int = 0, **overrides) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(LlamaConfig(**config | overrides))
 
 
-def trainer(objective, data, policy=None, *, output_dir="unused", callbacks=None, peft_config=None, **args):
+def trainer(objective, data, policy=None, *, output_dir=None, callbacks=None, peft_config=None, **args):
     defaults = dict(
         use_cpu=True, per_device_train_batch_size=8, max_steps=2, logging_steps=1, save_strategy="no",
         disable_tqdm=True, learning_rate=1e-2, report_to="none", max_grad_norm=0.0,
@@ -73,7 +74,7 @@ def trainer(objective, data, policy=None, *, output_dir="unused", callbacks=None
     return UnifiedTrainer(
         model=policy or model(),
         objective=objective,
-        args=UnifiedConfig(output_dir=str(output_dir), **defaults | args),
+        args=UnifiedConfig(output_dir=str(output_dir or tempfile.mkdtemp(prefix="uft-test-")), **defaults | args),
         train_dataset=data,
         eval_dataset=eval_dataset,
         processing_class=Tokenizer(),

@@ -116,7 +116,7 @@ def _evaluation_by_hand(run):
 # ---- references ----
 
 
-def losses_with(mode, objective="dpo_nll", lora=False, output_dir="unused"):
+def losses_with(mode, objective="dpo_nll", lora=False, output_dir=None):
     kinds = ("demonstrations", "pairs") if objective == "dpo_nll" else ("labels", "scores")
     run = trainer(
         objective, dataset(kinds), eval_dataset=dataset(kinds, n=5), reference=mode, output_dir=output_dir,

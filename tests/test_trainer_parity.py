@@ -36,13 +36,17 @@ GOOD = [
     " d e f g", " the cat sat on the mat",
 ]  # fmt: skip
 BAD = [" mat the on", " b", " a b c d e f g 1 2 3", " hello", " the cat sat", " g", " hello hello world", " 3"]
-# ends each turn with its end token and nothing behind it, which is where TRL's tokens and ours are the same
-TIGHT_TEMPLATE = (
-    "{% for m in messages %}{% if not loop.first %}\n{% endif %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
-    "{% else %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}\n<|im_start|>assistant\n{% endif %}"
+# ChatML as models have it: a newline behind the token that ends a turn
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# the same with nothing behind the last turn, where TRL's tokens and ours are the same
+TIGHT = CHATML.replace(
+    "{% endif %}{{ '\n' }}{% endfor %}", "{% endif %}{{ '\n' if not loop.last }}{% endfor %}"
+).replace("{{ '<|im_start|>assistant", "{{ '\n<|im_start|>assistant")
 
 
 def says(role, text):
@@ -90,7 +94,7 @@ def conversations():
 
 
 @cache
-def tokenizer(bos=False, template=TIGHT_TEMPLATE):
+def tokenizer(bos=False, template=TIGHT):
     made = tiny_tokenizer()
     made.chat_template = template
     if bos:
@@ -147,7 +151,7 @@ def test_tokens_of_pairs(conversational, bos, tmp_path):
     """The same but for one BOS: where the tokenizer puts one in front of every text and the chat template writes none,
     TRL's conversations have none and ours do, as the model's pretraining had."""
     written = bos in ("template's", "both")
-    known = tokenizer(bos in ("tokenizer's", "both"), "{{ bos_token }}" * written + TIGHT_TEMPLATE)
+    known = tokenizer(bos in ("tokenizer's", "both"), "{{ bos_token }}" * written + TIGHT)
     theirs = trl_trainer("DPO", pairs(conversational), tmp_path, known).train_dataset
     added = [known.bos_token_id] if conversational and bos == "tokenizer's" else []
     ours = our_tokens(pairs(conversational), known)
@@ -186,7 +190,7 @@ def test_tokens_of_labels(tmp_path):
 def test_what_a_template_writes_behind_the_last_turn_is_no_response_of_ours(tmp_path):
     """ChatML ends each turn with a newline behind <|im_end|>.  TRL trains on that newline as part of the response; a
     model in use never gets to write it, since generation stops at <|im_end|>, so it is not in our response."""
-    chatml = tiny_tokenizer()
+    chatml = tokenizer(template=CHATML)
     newline = chatml("\n")["input_ids"]
     theirs = trl_trainer("DPO", pairs(True), tmp_path, chatml).train_dataset
     for row, (prompt, responses, _) in zip(theirs, our_tokens(pairs(True), chatml), strict=True):
@@ -197,7 +201,7 @@ def test_what_a_template_writes_behind_the_last_turn_is_no_response_of_ours(tmp_
 def test_a_turn_that_the_template_does_not_end_gets_an_end_from_us(tmp_path):
     """TRL adds EOS to strings only; a conversation ends as the template has it, and where that writes no end the model
     would never learn to stop."""
-    endless = tokenizer(template=TIGHT_TEMPLATE.replace("{{ m['content'] }}<|im_end|>{% endg", "{{ m['content'] }}{% endg"))
+    endless = tokenizer(template=TIGHT.replace("+ '<|im_end|>' }}{% endgeneration", "}}{% endgeneration"))
     theirs = trl_trainer("DPO", pairs(True), tmp_path, endless).train_dataset
     for row, (_, responses, _) in zip(theirs, our_tokens(pairs(True), endless), strict=True):
         assert [row["chosen_ids"], row["rejected_ids"]] == [tokens[:-1] for tokens in responses]
@@ -255,7 +259,7 @@ def assert_same_run(ours, theirs, steps):
     assert len(logged(ours)) == len(logged(theirs)) == steps
     np.testing.assert_allclose(logged(ours), logged(theirs), rtol=1e-5)
     np.testing.assert_allclose(logged(ours, "grad_norm"), logged(theirs, "grad_norm"), rtol=1e-4)
-    assert len(set(logged(ours))) == steps
+    assert len(set(logged(ours))) >= steps - 1  # the first is taken at a learning rate of 0
     assert difference(ours.model, theirs.model) <= 1e-5
 
 
@@ -312,7 +316,7 @@ def test_sft(kind, accumulation, tmp_path):
 
 def test_sft_on_chatml(tmp_path):
     """The newline behind the last turn, which TRL keeps, bears no loss where only the assistant's tokens do."""
-    chatml, size = tiny_tokenizer(), {"per_device_train_batch_size": 4}
+    chatml, size = tokenizer(template=CHATML), {"per_device_train_batch_size": 4}
     ours = our_run("sft", conversations(), tmp_path / "a", chatml, **size)
     theirs = their_run("SFT", conversations(), tmp_path / "b", chatml, assistant_only_loss=True, **size)
     assert_same_run(ours, theirs, steps=2)
@@ -327,7 +331,7 @@ def test_kto(conversational, tmp_path):
     ours = our_run({"preset": "kto", "beta": BETA, **weights}, rows, tmp_path / "a", **size)
     theirs = their_run("KTO", rows, tmp_path / "b", beta=BETA, **weights, **size)
     assert_same_run(ours, theirs, steps=4)
-    assert max(logged(theirs, "kl")) > 0.1  # not clamped everywhere
+    assert max(logged(theirs, "kl")) > 0.05  # not clamped everywhere
     for name in ("kl", "rewards/chosen", "rewards/rejected"):
         np.testing.assert_allclose(logged(ours, name), logged(theirs, name), rtol=1e-4, atol=1e-6)
 
@@ -343,7 +347,7 @@ def test_kto_over_several_micro_batches_of_a_data_set(tmp_path):
 
 # ---- what TRL's step depends on and ours does not ----
 
-LAYOUTS = [(8, 1), (4, 2), (1, 8)]  # rows per micro-batch, micro-batches per step: the same eight rows
+LAYOUTS = [(8, 1), (4, 2), (2, 4)]  # rows per micro-batch, micro-batches per step: the same eight rows
 
 
 def changes(run):
@@ -363,11 +367,12 @@ def changes(run):
 )
 def test_layout_of_the_step(objective, trainer, rows, options, tmp_path):
     """TRL averages its sft term per micro-batch and then over them, so a token of a short micro-batch weighs more, and
-    estimates KTO's KL from each micro-batch alone (from one row, the KL of matched responses)."""
+    estimates KTO's KL from each micro-batch alone (and refuses micro-batches of one row)."""
     objective = {"preset": objective, "beta": BETA}
-    loss, weights = changes(lambda **layout: our_run(objective, rows(), tmp_path, optim="sgd", **layout))
+    plain = {"optim": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "max_grad_norm": 0.0}
+    loss, weights = changes(lambda **layout: our_run(objective, rows(), tmp_path, **plain, **layout))
     assert max(loss) <= 1e-5 and max(weights) <= 1e-5
     loss, weights = changes(
-        lambda **layout: their_run(trainer, rows(), tmp_path, optim="sgd", beta=BETA, **options, **layout)
+        lambda **layout: their_run(trainer, rows(), tmp_path, beta=BETA, **plain, **options, **layout)
     )
     assert min(loss) > 1e-3 and min(weights) > 1e-3

@@ -9,6 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from uft.recipe import Recipe
 
 USAGE = """usage: uft COMMAND ...
 
@@ -26,33 +32,37 @@ UFT_TRACEBACK=1 shows where an error came from.
 def train(words: Sequence[str]) -> int:
     from transformers import AutoTokenizer
 
-    from uft.recipe import RecipeError, override, parse, read_yaml
-    from uft.stages import run_stages
+    from uft.recipe import parse
+
+    plan = parse(_recipe(words))
+    tokenizer = AutoTokenizer.from_pretrained(plan.tokenizer, trust_remote_code=plan.args.trust_remote_code)
+    (_train_stages if plan.stages else _train_once)(plan, tokenizer)
+    print(f"model, README.md and run.json in {plan.args.output_dir}")
+    return 0
+
+
+def _recipe(words: Sequence[str]) -> dict:
+    from uft.recipe import RecipeError, override, read_yaml
+
+    recipe: dict = {}
+    rest, words = [], list(words)
+    while words:
+        word = words.pop(0)
+        if word == "--config" and not words:
+            raise RecipeError("--config needs a file")
+        if word == "--config" or word.startswith("--config="):
+            recipe |= read_yaml(words.pop(0) if word == "--config" else word.partition("=")[2])
+        else:
+            rest.append(word)
+    return override(recipe, rest)
+
+
+def _train_once(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     from uft.trainer import UnifiedTrainer
 
-    words = list(words)
-    recipe: dict = {}
-    while "--config" in words:
-        at = words.index("--config")
-        if at + 1 >= len(words):
-            raise RecipeError("--config needs a file")
-        recipe |= read_yaml(words[at + 1])
-        del words[at : at + 2]
-    plan = parse(override(recipe, words))
-    tokenizer = AutoTokenizer.from_pretrained(plan.tokenizer, trust_remote_code=plan.args.trust_remote_code)
-    if len(plan.stages) > 1:
-        model, records = run_stages(
-            plan.model, plan.stages, plan.train_dataset, plan.args, tokenizer,
-            eval_data=plan.eval_dataset, resume=plan.resume,
-        )  # fmt: skip
-        model.save_pretrained(plan.args.output_dir)
-        tokenizer.save_pretrained(plan.args.output_dir)
-        print(f"{len(records)} stages; model and run.json in {plan.args.output_dir}")
-        return 0
-    stage = plan.stages[0]
     trainer = UnifiedTrainer(
         model=plan.model,
-        objective=stage.objective,
+        objective=plan.objective,
         args=plan.args,
         train_dataset=plan.train_dataset,
         eval_dataset=plan.eval_dataset,
@@ -61,12 +71,33 @@ def train(words: Sequence[str]) -> int:
     for report in trainer.reports.values():
         print(report)
     trainer.train(resume_from_checkpoint=plan.resume or plan.args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.create_model_card()
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
-    print(f"model, README.md and run.json in {plan.args.output_dir}")
-    return 0
+    trainer.save_model()
+    trainer.create_model_card()
+
+
+def _train_stages(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    from uft.data.mixture import load_feedback
+    from uft.model_card import write_model_card
+    from uft.stages import run_stages, save_after_stages
+
+    data = []
+    for sources in (plan.train_dataset, plan.eval_dataset):
+        if sources is None:
+            data.append(None)
+            continue
+        feedback, report = load_feedback(
+            sources, tokenizer, max_length=plan.args.max_length, on_bad_row=plan.args.on_bad_row
+        )
+        print(report)
+        data.append(feedback)
+    model, records = run_stages(
+        plan.model, plan.stages, data[0], plan.args, tokenizer, eval_data=data[1], resume=plan.resume
+    )
+    save_after_stages(model, plan.stages, plan.args.output_dir)
+    tokenizer.save_pretrained(plan.args.output_dir)
+    write_model_card(plan.args.output_dir, records)
 
 
 def data(words: Sequence[str]) -> int:
@@ -98,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("UFT_TRACEBACK"):
             raise
-        print(f"uft: {error}", file=sys.stderr)
+        print(f"uft: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
 

@@ -6,15 +6,18 @@ train_dataset:
   instructions: {path: demonstrations.jsonl}
   preferences: {path: pairs.parquet, weight: 2.0}
 eval_dataset: {...}                  # the same
-stages: [...]                        # instead of objective: sequential training
+stages:                              # instead of objective: sequential training
+- {name: sft, objective: sft, on: instructions, learning_rate: 1e-4}
 max_steps: 1000                      # any field of UnifiedConfig
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +27,16 @@ import yaml
 from transformers import HfArgumentParser
 
 from uft.config import UnifiedConfig
+from uft.data.sources import Source
+from uft.objective import Objective
+from uft.presets import make_objective
 from uft.stages import Budget, Stage
 
 _OWN = ("model", "tokenizer", "objective", "train_dataset", "eval_dataset", "stages", "resume")
+_OF_STAGE = ("name", "objective", "on", "reference", "boundary", "budget")
+_OF_ALL_STAGES = ("max_length", "on_bad_row", "output_dir", "use_peft")
+_FIELDS = tuple(f.name for f in dataclasses.fields(UnifiedConfig) if f.init)
+_SOURCE = tuple(f.name for f in dataclasses.fields(Source) if f.name not in ("name", "data"))
 
 
 class RecipeError(ValueError):
@@ -35,23 +45,56 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `uft train` runs.  `stages` has one entry for unified training."""
+    """What `uft train` runs: one objective, or stages one after the other."""
 
     model: str
     tokenizer: str
+    objective: Objective | None
     stages: tuple[Stage, ...]
-    train_dataset: dict[str, Any]
-    eval_dataset: dict[str, Any] | None
+    train_dataset: dict[str, Source]
+    eval_dataset: dict[str, Source] | None
     args: UnifiedConfig
     resume: bool = False
 
 
+# ---- YAML ----
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as most people think it is: `on` is a word, 1e-5 a number, and a key stands only once."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            mark = [key.start_mark for key, _ in node.value if key.value == twice][-1]
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", mark)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
 def read_yaml(path: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not valid YAML (it is no UTF-8 text)") from None
+    except yaml.YAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         raise RecipeError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(found, dict):
@@ -59,21 +102,40 @@ def read_yaml(path: str) -> dict[str, Any]:
     return found
 
 
+# ---- the command line ----
+
+
 def override(recipe: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """The recipe with `--key value`, `--key=value` and `--a.b.c value` from the command line put over it."""
-    result = json.loads(json.dumps(recipe))
+    result = copy.deepcopy(recipe)
     for key, value in _assignments(words):
         node = result
         *path, last = key.split(".")
         for depth, part in enumerate(path):
-            child = node.setdefault(part, {})
+            child = _child(node, part, ".".join(path[: depth + 1]), key)
             if isinstance(child, str):  # `objective: dpo` with `--objective.beta 0.2`; `source: file` likewise
                 child = node[part] = {"preset" if path[0] == "objective" else "path": child}
-            if not isinstance(child, dict):
-                raise RecipeError(f"--{key}: {'.'.join(path[: depth + 1])} is not a mapping")
             node = child
-        node[last] = value
+        if isinstance(node, list):
+            _child(node, last, key, key)
+            node[int(last)] = value
+        else:
+            node[last] = value
     return result
+
+
+def _child(node: Any, part: str, where: str, key: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdecimal() or int(part) >= len(node):
+            raise RecipeError(f"--{key}: {where} is not there; want a number from 0 to {len(node) - 1}")
+        child = node[int(part)]
+    else:
+        child = node.setdefault(part, {})
+    if child is None:
+        child = node[part] = {}
+    if key != where and not isinstance(child, (dict, str, list)):
+        raise RecipeError(f"--{key}: {where} is {child!r}, which has no keys")
+    return child
 
 
 def _assignments(words: Sequence[str]) -> Iterable[tuple[str, Any]]:
@@ -88,39 +150,60 @@ def _assignments(words: Sequence[str]) -> Iterable[tuple[str, Any]]:
         while not equals and position < len(words) and not words[position].startswith("--"):
             values.append(words[position])
             position += 1
-        parsed = [yaml.safe_load(v) if v else v for v in values]
+        try:
+            parsed = [yaml.load(v, _Loader) if v else v for v in values]
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--{key}: {' '.join(values)!r} is not valid YAML ({error.problem})") from None
         yield key, True if not parsed else parsed[0] if len(parsed) == 1 else parsed
+
+
+# ---- what it says ----
 
 
 def parse(recipe: Mapping[str, Any]) -> Recipe:
     """Checks every key and builds what the trainer takes.  Raises RecipeError."""
-    fields = {f.name for f in dataclasses.fields(UnifiedConfig) if f.init}
     for key in recipe:
-        if key not in fields and key not in _OWN:
-            near = difflib.get_close_matches(key, [*fields, *_OWN], n=1)
-            raise RecipeError(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        _known(key, (*_FIELDS, *_OWN), "")
     for key in ("model", "train_dataset"):
         if not recipe.get(key):
             raise RecipeError(f"key {key!r} is missing")
+    for key in ("model", "tokenizer"):
+        if not isinstance(recipe.get(key, ""), str):
+            raise RecipeError(f"{key} is {recipe[key]!r}; want a hub id or a path")
     if bool(recipe.get("objective")) == bool(recipe.get("stages")):
         raise RecipeError("want either 'objective' (one stage) or 'stages' (a list)")
     train_dataset = _sources(recipe["train_dataset"], "train_dataset")
-    args = parse_config({key: value for key, value in recipe.items() if key in fields})
-    stages = tuple(_stage(stage, position, fields) for position, stage in enumerate(recipe.get("stages") or ()))
+    eval_dataset = _sources(recipe["eval_dataset"], "eval_dataset") if recipe.get("eval_dataset") else None
+    stages = _stages(recipe.get("stages") or [], train_dataset, eval_dataset)
+    values = {key: value for key, value in recipe.items() if key in _FIELDS}
+    resume = recipe.get("resume", False)
+    if not isinstance(resume, bool):
+        raise RecipeError(f"resume is {resume!r}; want true or false")
+    if isinstance(values.get("resume_from_checkpoint"), bool):  # as transformers has it: true is the newest
+        resume = values.pop("resume_from_checkpoint") or resume
+    if stages and values.get("resume_from_checkpoint"):
+        raise RecipeError("resume_from_checkpoint names one checkpoint; stages go on with 'resume: true'")
     return Recipe(
         model=recipe["model"],
         tokenizer=recipe.get("tokenizer") or recipe["model"],
-        stages=stages or (Stage("unified", recipe["objective"]),),
+        objective=None if stages else _objective(recipe["objective"], "objective"),
+        stages=stages,
         train_dataset=train_dataset,
-        eval_dataset=_sources(recipe["eval_dataset"], "eval_dataset") if recipe.get("eval_dataset") else None,
-        args=args,
-        resume=bool(recipe.get("resume", False)),
+        eval_dataset=eval_dataset,
+        args=parse_config(values),
+        resume=resume,
     )
+
+
+def _known(key: Any, names: Sequence[str], where: str) -> None:
+    if key not in names:
+        near = difflib.get_close_matches(str(key), names, n=1)
+        raise RecipeError(f"{where}unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
-        raise RecipeError(message.replace("argument --", ""))
+        raise RecipeError(message.replace("argument --", "").split("/--")[-1])
 
 
 def parse_config(values: Mapping[str, Any]) -> UnifiedConfig:
@@ -141,22 +224,71 @@ def parse_config(values: Mapping[str, Any]) -> UnifiedConfig:
         raise RecipeError(str(error)) from None
 
 
-def _sources(value: Any, key: str) -> dict[str, Any]:
+def _objective(value: Any, where: str) -> Objective:
+    try:
+        return make_objective(value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _sources(value: Any, key: str) -> dict[str, Source]:
     if not isinstance(value, Mapping) or not value:
         raise RecipeError(f"{key} is {value!r}; want a mapping of names to sources, such as {{pairs: {{path: FILE}}}}")
-    return {name: dict(source) if isinstance(source, Mapping) else {"path": source} for name, source in value.items()}
+    found = {}
+    for name, options in value.items():
+        where = f"{key}.{name}"
+        if not isinstance(options, Mapping):
+            options = {"path": options}
+        for option in options:
+            _known(option, _SOURCE, f"{where}: ")
+        if not isinstance(options.get("path"), str):
+            others = [other for other in value if other != name]
+            near = difflib.get_close_matches(str(name), [str(other) for other in others], n=1)
+            hint = f"; did you mean {key}.{near[0]}?" if near and "path" not in options else ""
+            raise RecipeError(f"{where}: path is {options.get('path')!r}; want a file or the id of a data set{hint}")
+        try:
+            found[name] = Source(name=name, **options)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"{where}: {error}") from None
+    return found
 
 
-def _stage(value: Any, position: int, fields: set[str]) -> Stage:
+def _stages(value: Any, train: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> tuple[Stage, ...]:
+    if not isinstance(value, list):
+        raise RecipeError(f"stages is {value!r}; want a list of mappings with 'objective'")
+    stages = tuple(_stage(stage, position, train) for position, stage in enumerate(value))
+    names = [stage.name for stage in stages]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RecipeError(f"two stages are named {twice!r}; want a name of its own for each")
+    for name in (evaluation or ()) if stages else ():
+        if name not in train:
+            wanted = ", ".join(train)
+            raise RecipeError(
+                f"eval_dataset.{name}: each stage evaluates on what it trains on; want a name of {wanted}"
+            )
+    return stages
+
+
+def _stage(value: Any, position: int, train: Mapping[str, Any]) -> Stage:
+    where = f"stages.{position}"
     if not isinstance(value, Mapping) or "objective" not in value:
-        raise RecipeError(f"stages[{position}] is {value!r}; want a mapping with 'objective'")
-    value = dict(value)
-    own = {key: value.pop(key) for key in ("name", "objective", "reference", "boundary") if key in value}
-    own.setdefault("name", f"stage{position + 1}")
-    own["on"] = tuple(value.pop("on", ()))
-    own["budget"] = Budget(**value.pop("budget", {}))
+        raise RecipeError(f"{where} is {value!r}; want a mapping with 'objective'")
     for key in value:
-        if key not in fields:
-            raise RecipeError(f"stages[{position}]: unknown key {key!r}")
+        _known(key, (*_OF_STAGE, *(name for name in _FIELDS if name not in _OF_ALL_STAGES)), f"{where}: ")
+    value = dict(value)
+    own = {key: value.pop(key) for key in _OF_STAGE if key in value}
+    own.setdefault("name", f"stage{position + 1}")
+    own["objective"] = _objective(own["objective"], f"{where}.objective")
+    on = own.get("on") or ()
+    own["on"] = (on,) if isinstance(on, str) else tuple(on)
+    for name in own["on"]:
+        _known(name, tuple(train), f"{where}.on: ")
+    budget = own.get("budget") or {}
+    for key in budget:
+        _known(key, tuple(f.name for f in dataclasses.fields(Budget)), f"{where}.budget: ")
     converted = parse_config(value) if value else None
-    return Stage(**own, args={key: getattr(converted, key) for key in value})
+    try:
+        own["budget"] = Budget(**budget)
+        return Stage(**own, args={key: getattr(converted, key) for key in value})
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{where}: {error}") from None

@@ -132,6 +132,7 @@ def run_stages(
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Runs the stages one after the other, each in its own folder below args.output_dir.
 
+    eval_data   what each stage evaluates on, less what bears the name of a data set that the stage is not on
     after     measures the model after each stage; its numbers go into the stage's record under "measures"
     resume    go on from the newest whole checkpoint of the stage that was interrupted; finished stages are read back
 
@@ -148,13 +149,15 @@ def run_stages(
     for position, stage in enumerate(stages):
         if position and stage.boundary == "merge":
             policy = merged(policy)
-        stage_args = dataclasses.replace(args, output_dir=str(Path(args.output_dir) / stage.name), **stage.args)
+        evaluated = _evaluated(eval_data, data, stage.on)
+        own = dict(stage.args) | ({"eval_strategy": "no"} if evaluated is None else {})
+        stage_args = dataclasses.replace(args, output_dir=str(Path(args.output_dir) / stage.name), **own)
         trainer = UnifiedTrainer(
             model=policy,
             objective=stage.objective,
             args=stage_args,
             train_dataset=_part(data, stage.on),
-            eval_dataset=eval_data,
+            eval_dataset=evaluated,
             processing_class=tokenizer,
             reference=base if position and stage.reference == "base" else None,
             peft_config=None if is_peft(policy) else peft_config,
@@ -172,13 +175,37 @@ def run_stages(
     return policy, records
 
 
+def save_after_stages(model: nn.Module, stages: Sequence[Stage], folder: str) -> None:
+    """Saves what loads again by itself.
+
+    An adapter is saved as one only while it stands on the base model's own weights; on the weights of an earlier
+    stage, which are saved nowhere else, it is merged into them.
+    """
+    if is_peft(model) and any(stage.boundary == "merge" for stage in stages[1:]):
+        model = merged(model)
+    # without the frozen copy that was the reference
+    model.save_pretrained(folder, **({"selected_adapters": [model.active_adapter]} if is_peft(model) else {}))
+
+
+def _evaluated(eval_data: Any, data: Any, on: tuple[str, ...]) -> Any:
+    """The evaluation data of a stage; None if there is none."""
+    if not on or not isinstance(eval_data, (Mapping, FeedbackDataset)):
+        return eval_data
+    names, trained = _names(eval_data), _names(data)
+    kept = tuple(name for name in names if name in on or name not in trained)
+    return _part(eval_data, kept) if kept else None
+
+
+def _names(data: Mapping[str, Any] | FeedbackDataset) -> Sequence[str]:
+    return data.sources if isinstance(data, FeedbackDataset) else list(data)
+
+
 def _part(data: Mapping[str, Any] | FeedbackDataset, names: tuple[str, ...]) -> Any:
     if not names:
         return data
-    known = data.sources if isinstance(data, FeedbackDataset) else data
     for name in names:
-        if name not in known:
-            raise ValueError(f"a stage asks for data set {name!r}; there are {', '.join(known)}")
+        if name not in _names(data):
+            raise ValueError(f"a stage asks for data set {name!r}; there are {', '.join(_names(data))}")
     if not isinstance(data, FeedbackDataset):
         return {name: data[name] for name in names}
     weights = dict(zip(data.sources, data.weights))

@@ -15,6 +15,7 @@ or absent.
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
 from uft.feedback import KINDS, Batch, Collator, mismatched
 from uft.metrics import RunState
-from uft.model_card import model_card
+from uft.model_card import TAGS, write_model_card
 from uft.models import FrozenReference, Reference, Scored, is_peft, load_policy, make_reference, score, unwrapped
 from uft.objective import Objective, Sums
 from uft.presets import make_objective
@@ -72,7 +73,6 @@ class UnifiedTrainer(Trainer):
 
     # transformers >= 5.19 reads this; before, `model_accepts_loss_kwargs` says the same (set in __init__)
     loss_is_scaled_for_ga = True
-    _tag_names = ("uft", "unified-fine-tuning")
 
     def __init__(
         self,
@@ -301,7 +301,9 @@ class UnifiedTrainer(Trainer):
             },
             "config": self.args.to_sanitized_dict(),
             "model": {
-                "architecture": type(unwrapped(self.model)).__name__,
+                "architecture": type(self._bare_model()).__name__,
+                "base": self._base_id(),
+                "adapter": is_peft(unwrapped(self.model)),
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             },
@@ -312,14 +314,20 @@ class UnifiedTrainer(Trainer):
             **environment(),
         }
 
+    def _bare_model(self) -> nn.Module:
+        model = unwrapped(self.model)
+        return model.get_base_model() if is_peft(model) else model
+
+    def _base_id(self) -> str | None:
+        """The hub id of the model that training began with; None for a folder or fresh weights."""
+        name = getattr(self._bare_model().config, "_name_or_path", "")
+        return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None
+
     def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None, **kwargs) -> None:
         """README.md of the output folder: objective, data and compute of this run."""
         if self.is_world_process_zero():
-            name = model_name or Path(self.args.output_dir).resolve().name
-            text = model_card(
-                name, self.record(), [*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])]
-            )
-            (Path(self.args.output_dir) / "README.md").write_text(text)
+            more = [tags] if isinstance(tags, str) else tags or []
+            write_model_card(self.args.output_dir, self.record(), model_name, [*TAGS, *more])
 
     # ---- the step ----
 

@@ -121,9 +121,9 @@ def test_examples_agree_with_the_tokenizer():
 
     rows = demonstrations(WORLD, 200, 0) + preferences(WORLD, "hedged_pairs", 200, 0) + documents(WORLD, 400, 0)
     for row, example in zip(rows, examples(rows)):
-        assert example.prompt.tolist() == [bos] + ids(row.get("prompt", ""))
+        assert example.prompt.tolist() == [bos, *ids(row.get("prompt", ""))]
         texts = [row[c] for c in ("text", "completion", "chosen", "rejected") if c in row]
-        assert [r.tokens.tolist() for r in example.responses] == [ids(t) + [eos] for t in texts]
+        assert [r.tokens.tolist() for r in example.responses] == [[*ids(t), eos] for t in texts]
         assert example.prompt.dtype == example.responses[0].tokens.dtype == np.int32
         assert tokenizer.decode(ids(texts[0])) == decode(example.responses[0].tokens.tolist()) == texts[0]
     assert tokenizer.unk_token_id not in {i for row in rows for text in row.values() for i in ids(text)}
@@ -136,16 +136,12 @@ def test_a_word_is_one_token_and_an_answer_never_is():
 
 
 def test_examples_of_every_kind_collate_together():
-    names = ("pairs", "hedged_labels", "scores")
-    rows = demonstrations(WORLD, 4, 0) + documents(WORLD, 4, 0) + sum((preferences(WORLD, n, 4, 0) for n in names), [])
+    rows = demonstrations(WORLD, 4, 0) + documents(WORLD, 4, 0)
+    for name in ("pairs", "hedged_labels", "scores"):
+        rows += preferences(WORLD, name, 4, 0)
     made = examples(rows, source="lab")
     batch = Collator(pad_token_id=lab_tokenizer().pad_token_id, sources=("lab",))(made)
-    assert [int(batch.rows(on).sum()) for on in ("demonstrations", "documents", "pairs", "labels", "scores")] == [
-        4,
-        4,
-        8,
-        4,
-        4,
-    ]
+    counts = {on: int(batch.rows(on).sum()) for on in ("demonstrations", "documents", "pairs", "labels", "scores")}
+    assert counts == {"demonstrations": 4, "documents": 4, "pairs": 8, "labels": 4, "scores": 4}
     assert batch.preferences.tolist() == [[8, 9], [10, 11], [12, 13], [14, 15]]
     assert [e.row for e in made] == list(range(20))

@@ -38,7 +38,7 @@ class Scripted(torch.nn.Module):
         logits = torch.zeros(*seen.shape, len(lab_tokenizer()))
         for row, ids in enumerate(seen.tolist()):
             end = max(ids.index(i) for i in encode("=:") if i in ids) + 1
-            script = encode(self.respond(decode(ids[1:end]))) + [eos]
+            script = [*encode(self.respond(decode(ids[1:end]))), eos]
             for at in range(end - 1, len(ids)):
                 logits[row, at] = 50.0 * one_hot(torch.tensor((script + [eos] * 99)[at - end + 1]), logits.shape[-1])
         return SimpleNamespace(logits=logits[:, -input_ids.shape[1] :], past_key_values=seen)
