@@ -27,7 +27,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from uft.config import UnifiedConfig
-from uft.data.sources import Source
+from uft.data.sources import Source, shown
 from uft.objective import Objective
 from uft.presets import make_objective
 from uft.stages import Budget, Stage
@@ -98,7 +98,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         raise RecipeError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(found, dict):
-        raise RecipeError(f"{path}: holds {type(found).__name__}; want keys and values")
+        raise RecipeError(f"{path}: holds {'nothing' if found is None else shown(found)}; want keys and values")
     return found
 
 
@@ -203,7 +203,7 @@ def _known(key: Any, names: Sequence[str], where: str) -> None:
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
-        raise RecipeError(message.replace("argument --", "").split("/--")[-1])
+        raise RecipeError(re.sub(r"^argument --([^/:]+)[^:]*", r"\1", message))
 
 
 def parse_config(values: Mapping[str, Any]) -> UnifiedConfig:

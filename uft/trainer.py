@@ -14,6 +14,7 @@ or absent.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 import shutil
@@ -114,7 +115,7 @@ class UnifiedTrainer(Trainer):
         if peft_config is not None and not is_peft(policy):
             from peft import get_peft_model
 
-            policy = get_peft_model(policy, peft_config)
+            policy = get_peft_model(policy, copy.deepcopy(peft_config))  # which peft changes
         if args.gradient_checkpointing and is_peft(policy):
             policy.enable_input_require_grads()
         if args.disable_dropout:

@@ -146,10 +146,11 @@ def _example(row: Row, source: str, number: int) -> Example:
     def response(column: str, target: float) -> Response:
         return Response(tokens(row[column], end=True), target=float(target))
 
-    preferences: tuple[tuple[int, int], ...] = ()
     if "text" in row:
-        kind, responses = "document", (response("text", 1.0),)
-    elif "chosen" in row:
+        whole = Response(tokens(row["text"], begin=True, end=True))
+        return Example("document", tokens(""), (whole,), source=source, row=number)
+    preferences: tuple[tuple[int, int], ...] = ()
+    if "chosen" in row:
         kind, responses = "pair", (response("chosen", 1.0), response("rejected", 0.0))
         preferences = ((0, 1),)
     elif "label" in row:
@@ -158,7 +159,7 @@ def _example(row: Row, source: str, number: int) -> Example:
         kind, responses = "score", (response("completion", row["score"]),)
     else:
         kind, responses = "demonstration", (response("completion", 1.0),)
-    prompt = tokens(row.get("prompt", ""), begin=True)
+    prompt = tokens(row["prompt"], begin=True)
     return Example(kind, prompt, responses, preferences, source, number)
 
 

@@ -1,7 +1,7 @@
 """What a model can do, knows, refuses and prefers: by generating, and by exact log-probabilities.
 
 `measure` returns a flat dict.  Names ending in `_covered` or `_uncovered` are about operators that preferences do or do
-not mention.  Generation is greedy unless a name says `sampled`; all prompts use strings that training never saw.
+not mention.  All prompts but those about facts use strings that training never saw.
 """
 
 from __future__ import annotations
@@ -116,21 +116,23 @@ def alignment(model: PreTrainedModel, tasks: Sequence[Task], temperature: float 
 
 
 @torch.no_grad()
-def token_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+def log_distributions(model: PreTrainedModel, batch: Batch) -> Tensor:
     """float32 [R, T - 1, V]: log π(· | x, y_<t) over the whole vocabulary."""
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
     return log_softmax(logits.float(), -1)
 
 
+@torch.no_grad()
 def logp(model: PreTrainedModel, batch: Batch) -> Tensor:
     """float32 [R]: log π(y | x) of every response, in nats."""
-    token_logp = token_logits(model, batch).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
+    token_logp = log_distributions(model, batch).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
     return torch.where(batch.shifted, token_logp, 0.0).sum(-1)
 
 
+@torch.no_grad()
 def divergence(model: PreTrainedModel, other: PreTrainedModel, batch: Batch) -> float:
     """Mean over tokens of KL(model ‖ other), in nats, over the whole vocabulary at every position of the responses."""
-    a, b = token_logits(model, batch), token_logits(other, batch)
+    a, b = log_distributions(model, batch), log_distributions(other, batch)
     kl = (a.exp() * (a - b)).sum(-1)
     return (torch.where(batch.shifted, kl, 0.0).sum() / batch.shifted.sum()).item()
 

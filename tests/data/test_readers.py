@@ -149,6 +149,12 @@ def test_nothing_in_common_is_no_prompt():
     assert "row 0, column 'chosen, rejected': empty prompt: found nothing in common; want both to start" in str(bad)
 
 
+def test_an_empty_answer_is_that_before_it_is_anything_else():
+    assert one({"prompt": "p", "chosen": " ", "rejected": " "}).reason == "empty response"
+    assert one({"chosen": "", "rejected": "no"}).reason == "empty response"
+    assert implicit_prompt("", "no") == ("", "", "no")
+
+
 words = st.text(alphabet="ab \n", min_size=1, max_size=8)
 
 

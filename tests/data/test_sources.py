@@ -223,7 +223,7 @@ def truncated(path):
         ("corrupt.parquet", corrupt, "found a corrupt parquet file"),
         ("truncated.parquet", truncated, "found a corrupt parquet file"),
         ("broken.json", lambda p: p.write_text('[{"a": 1}, {"a"]'), "found broken JSON: .*char.*; want a list"),
-        ("latin.json", lambda p: p.write_bytes(b'["\xe9"]'), "invalid UTF-8: found byte 0xe9"),
+        ("latin.json", lambda p: p.write_bytes(b'["\xe9"]'), "latin.json: invalid UTF-8: found byte 0xe9"),
         ("data.txt", lambda p: p.write_text("hello"), r"found a file ending in '.txt'; want .json, .jsonl"),
         ("twice.csv", lambda p: p.write_text("a,a\n1,2\n"), "found the header 'a, a'; want a different name"),
         ("quote.csv", lambda p: p.write_text('a,b\n1,"2\n'), "found broken CSV"),

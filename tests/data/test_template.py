@@ -311,9 +311,10 @@ def test_documents_are_chunked(adds_bos, words):
 
 def test_fingerprint():
     tokenizer = make()
-    same = Template(tokenizer, 64).fingerprint()
+    template = Template(tokenizer, 64)
+    same = template.fingerprint()
     tokenizer(["a", "b c"], padding=True, truncation=True, max_length=2)  # leaves its mark on the tokenizer
-    assert Template(tokenizer, 64).fingerprint() == same == Template(make(), 64).fingerprint()
+    assert template.fingerprint() == same == Template(make(), 64).fingerprint()
     others = [
         Template(make(), 65),
         Template(make(UNMARKED), 64),
@@ -324,10 +325,11 @@ def test_fingerprint():
     assert len({same, *(other.fingerprint() for other in others)}) == 6
 
 
-def test_a_fingerprint_is_not_changed_by_what_the_tokenizer_was_told_before():
+def test_tokens_do_not_depend_on_what_the_tokenizer_was_told_before():
     tokenizer = make()
-    before = Template(tokenizer)(demonstration("a b c", " d e f")).examples[0]
+    template = Template(tokenizer)
+    before = template(demonstration("a b c", " d e f")).examples[0]
     tokenizer(["a", "b c"], padding=True, truncation=True, max_length=2)
-    after = Template(tokenizer)(demonstration("a b c", " d e f")).examples[0]
+    after = template(demonstration("a b c", " d e f")).examples[0]
     assert list(before.prompt) == list(after.prompt)
     assert list(before.responses[0].tokens) == list(after.responses[0].tokens)

@@ -14,6 +14,7 @@ from experiments.lab.data import (
 )
 from experiments.lab.tokenizer import decode, encode, lab_tokenizer
 from experiments.lab.world import COVERED, OPERATORS, REFUSAL, Task, held_out, make_world
+from uft.data import Source, load_feedback
 from uft.feedback import Collator
 
 WORLD = make_world(0)
@@ -112,21 +113,30 @@ def test_what_an_imitator_can_learn():
         assert abs(1 - best - worse) < 0.03, name
 
 
-def test_examples_agree_with_the_tokenizer():
-    tokenizer = lab_tokenizer()
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-
-    def ids(text):
-        return tokenizer(text, add_special_tokens=False).input_ids
-
-    rows = demonstrations(WORLD, 200, 0) + preferences(WORLD, "hedged_pairs", 200, 0) + documents(WORLD, 400, 0)
-    for row, example in zip(rows, examples(rows)):
-        assert example.prompt.tolist() == [bos, *ids(row.get("prompt", ""))]
-        texts = [row[c] for c in ("text", "completion", "chosen", "rejected") if c in row]
-        assert [r.tokens.tolist() for r in example.responses] == [[*ids(t), eos] for t in texts]
+@pytest.mark.parametrize("name", ["documents", "demonstrations", *VARIANTS])
+def test_examples_are_those_of_the_readers(name):
+    made = {"documents": documents, "demonstrations": demonstrations}
+    rows = made[name](WORLD, 200, 0) if name in made else preferences(WORLD, name, 200, 0)
+    dataset, report = load_feedback([Source(name, data=rows)], lab_tokenizer())
+    assert len(dataset) == 200 and not report.bad_rows
+    for expected, example in zip((dataset[i] for i in range(200)), examples(rows, source=name)):
+        assert (example.kind, example.source, example.row) == (expected.kind, expected.source, expected.row)
+        assert example.preferences == expected.preferences
+        assert example.prompt.tolist() == expected.prompt.tolist()
         assert example.prompt.dtype == example.responses[0].tokens.dtype == np.int32
-        assert tokenizer.decode(ids(texts[0])) == decode(example.responses[0].tokens.tolist()) == texts[0]
-    assert tokenizer.unk_token_id not in {i for row in rows for text in row.values() for i in ids(text)}
+        for one, other in zip(example.responses, expected.responses, strict=True):
+            assert one.tokens.tolist() == other.tokens.tolist()
+            np.testing.assert_equal(one.target, other.target)
+
+
+def test_decoding_undoes_encoding():
+    tokenizer = lab_tokenizer()
+    rows = demonstrations(WORLD, 200, 0) + documents(WORLD, 200, 0) + preferences(WORLD, "hedged_pairs", 200, 0)
+    for text in {text for row in rows for text in row.values()}:
+        ids = encode(text)
+        assert tokenizer.unk_token_id not in ids
+        assert decode([*ids, tokenizer.eos_token_id, *ids]) == text
+        assert tokenizer.decode(ids) == text
 
 
 def test_a_word_is_one_token_and_an_answer_never_is():

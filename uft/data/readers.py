@@ -102,7 +102,9 @@ def label(row: Mapping[str, Any], source: Source) -> TextExample:
 
 def score(row: Mapping[str, Any], source: Source) -> TextExample:
     prompt, responses = _prompt_and_completion(row)
-    return TextExample("score", prompt, responses, (_score(row, "score", source),))
+    weights = source.score or {"score": 1.0}
+    total = sum(weight * _score(row, column, source) for column, weight in weights.items())
+    return TextExample("score", prompt, responses, (total / sum(weights.values()),))
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,11 @@ def read_text(source: Source) -> Reading:
     table = open_table(source)
     if not table.columns:
         return Reading(source.kind, (row.problem for row in table.rows), table.total)
-    kind = source.kind or detect_kind(table.columns, source.where)
-    if not any(set(each) <= set(table.columns) for each in READERS[kind].columns):
+    present = (*table.columns, *(["score"] if source.score else []))
+    kind = source.kind or detect_kind(present, source.where)
+    if source.score and kind != "score":
+        raise DataError(f"{source.where}: found score {source.score} for kind {kind!r}; want it for kind 'score' only")
+    if not any(set(each) <= set(present) for each in READERS[kind].columns):
         found = ", ".join(table.columns)
         raise DataError(f"{source.where}: found columns {found}; want {_alternatives(kind)} for kind {kind!r}")
     scores = set(SCORES) & set(table.columns)
@@ -174,9 +179,11 @@ def read_text(source: Source) -> Reading:
         raise DataError(f"{source.where}: found column {scores.pop()!r} alone; want {' and '.join(SCORES)}")
 
     reader = READERS[kind]
-    needed = next(each for each in reader.columns if set(each) <= set(table.columns))
-    columns = (*needed, *(name for name in reader.optional if name in table.columns))
+    needed = next(each for each in reader.columns if set(each) <= set(present))
+    columns = (*needed, *(name for name in reader.optional if name in table.columns), *source.score)
     notes = []
+    if source.score:
+        notes.append("score is the mean of " + ", ".join(f"{name} × {w:g}" for name, w in source.score.items()))
     if kind == "pair" and "prompt" not in columns:
         notes.append("prompts are what chosen and rejected have in common")
     repeated = kind == "pair" and _prompt_repeated(table.head)
@@ -189,11 +196,21 @@ def read_text(source: Source) -> Reading:
         values = {name: row.values.get(name) for name in columns}
         try:
             example = reader.read(_without_prompt(values) if repeated else values, source)
+            example = _as_chat(example) if source.chat else example
         except BadRow as problem:
             return problem.at(source.where, row.number, row.line, source.columns)
         return replace(example, row=row.number, line=row.line)
 
     return Reading(kind, map(read, table.rows), table.total, tuple(notes))
+
+
+def _as_chat(example: TextExample) -> TextExample:
+    """Strings as a user's message and the assistant's answer."""
+    if example.kind == "document" or not isinstance(example.prompt, str):
+        return example
+    _prompt(example.prompt, "prompt")
+    responses = tuple([{"role": "assistant", "content": response}] for response in example.responses)
+    return replace(example, prompt=[{"role": "user", "content": example.prompt}], responses=responses)
 
 
 def _repeats_prompt(values: Mapping[str, Any]) -> bool:
@@ -220,7 +237,7 @@ def implicit_prompt(chosen: str | Messages, rejected: str | Messages) -> tuple:
     is the beginning of the other, its last message or character still counts as response.
     """
     shorter = min(len(chosen), len(rejected))
-    shared = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter - 1)
+    shared = next((i for i in range(shorter) if chosen[i] != rejected[i]), max(shorter - 1, 0))
     if shared > 0 and chosen[shared] != rejected[shared] and chosen[shared - 1] == " ":
         shared -= 1
     return chosen[:shared], chosen[shared:], rejected[shared:]

@@ -71,7 +71,9 @@ class Source:
     split, subset which part of a hub data set
     limit         use only the first so many rows; or `fraction`, the first so many of all
     weight        draws per epoch and row: 1 shows each row once, 2 twice, 0.5 every second one
+    score         {column: weight}: the score is the weighted mean of these columns, each of which is in score_range
     score_range   (lowest, highest) score in the file, rescaled to [0, 1]; by default scores must lie there already
+    chat          whether strings are what a user and an assistant say, to be put into the chat template
     on_bad_row    "error", or "drop" (counted and reported); by default what `load_feedback` is told
     """
 
@@ -85,7 +87,9 @@ class Source:
     limit: int | None = None
     fraction: float | None = None
     weight: float = 1.0
+    score: Mapping[str, float] = field(default_factory=dict)
     score_range: tuple[float, float] | None = None
+    chat: bool = False
     on_bad_row: str | None = None
 
     def __post_init__(self):
@@ -110,6 +114,9 @@ class Source:
         )
         want(self.limit is None or self.fraction is None, "fraction", "limit or fraction, not both")
         want(number(self.weight) and self.weight > 0, "weight", "a positive number")
+        is_weights = isinstance(self.score, Mapping) and all(number(w) and w > 0 for w in self.score.values())
+        want(is_weights, "score", "a mapping from columns to positive weights")
+        want(isinstance(self.chat, bool), "chat", "true or false")
         want(self.on_bad_row in (None, *ON_BAD_ROW), "on_bad_row", " or ".join(ON_BAD_ROW))
         ends = self.score_range
         is_range = isinstance(ends, (list, tuple)) and len(ends) == 2 and all(map(number, ends)) and ends[0] < ends[1]
@@ -204,9 +211,12 @@ def open_table(source: Source) -> Table:
     if columns is None:
         columns = tuple(dict.fromkeys(key for record in head for key in record.values))
     theirs = set(source.columns.values())
-    if columns and not theirs <= set(columns):
-        lacking = ", ".join(sorted(theirs - set(columns)))
-        raise DataError(f"{source.where}: found columns {', '.join(columns)}; want {lacking}, which `columns` names")
+    for option, named in (("columns", theirs), ("score", set(source.score))):
+        if columns and not named <= set(columns):
+            lacking = ", ".join(sorted(named - set(columns)))
+            raise DataError(
+                f"{source.where}: found columns {', '.join(columns)}; want {lacking}, which `{option}` names"
+            )
     from_csv = source.path is not None and Path(source.path).suffix == ".csv"
 
     def renamed(record: Row) -> Row:
@@ -219,7 +229,8 @@ def open_table(source: Source) -> Table:
             values = {name: value for name, value in values.items() if name not in theirs | set(source.columns)}
             values |= {ours: record.values[name] for ours, name in source.columns.items() if name in record.values}
         if from_csv:
-            values = {k: _csv_value(v) if k in CSV_VALUES else v for k, v in values.items()}
+            numbers = {*CSV_VALUES, *source.score}
+            values = {k: _csv_value(v) if k in numbers else v for k, v in values.items()}
         return record._replace(values=values)
 
     kept = (name for name in columns if name not in theirs | set(source.columns))
@@ -344,7 +355,8 @@ def _json_list(source: Source, path: Path) -> Records:
     try:
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{source.where}: {_bad_utf8(error)}") from None
+        bad = _bad_utf8(error)
+        raise DataError(f"{source.where}: {bad.reason}: found {bad.found}; want {bad.wanted}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source.where}: found broken JSON: {error}; want a list of objects") from None
     return None, len(values), (_record(number, value) for number, value in enumerate(values))

@@ -1,0 +1,141 @@
+"""The base model: a byte-level BPE learnt from running text, and a small Llama pretrained on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from experiments.real.files import fingerprint, key_of, read
+from experiments.real.settings import Base, Scale
+from uft.data import Source, Template, load_feedback
+from uft.stages import Budget
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+
+
+def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with <bos> in front; no chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[PAD, BOS, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    bos = tokenizer.token_to_id(BOS)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bos)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+
+
+@cache
+def load_tokenizer(folder: Path, scale: Scale, kept: Path) -> PreTrainedTokenizerFast:
+    """From the cache, or learnt from a fixed sample of the text: it is the same for every seed."""
+    base = scale.base
+    at = kept / "tokenizers" / key_of([base.vocabulary, base.tokenizer_characters, fingerprint(folder)])
+    if not at.exists():
+        texts = sample(read(folder, "pretrain"), base.tokenizer_characters, seed=0)
+        keep(at, make_tokenizer(texts, base.vocabulary).save_pretrained)
+    return PreTrainedTokenizerFast.from_pretrained(at)
+
+
+def sample(rows: list[dict[str, Any]], characters: int, seed: int) -> list[str]:
+    """Documents in random order, as many as it takes."""
+    rows = random.Random(seed).sample(rows, len(rows))
+    taken, size = [], 0
+    for row in rows:
+        if size >= characters:
+            break
+        taken.append(row["text"])
+        size += len(row["text"])
+    return taken
+
+
+def llama(base: Base, tokenizer: PreTrainedTokenizerFast, max_length: int) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=base.hidden_size,
+            intermediate_size=base.intermediate_size,
+            num_hidden_layers=base.layers,
+            num_attention_heads=base.heads,
+            max_position_embeddings=2 * max_length,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def base_folder(folder: Path, scale: Scale, seed: int, kept: Path) -> Path:
+    return kept / "bases" / key_of([asdict(scale.base), scale.max_length, fingerprint(folder), seed])
+
+
+def load_base(folder: Path, scale: Scale, seed: int, kept: Path) -> LlamaForCausalLM:
+    """The pretrained base of this seed, in float32; made first where `kept` does not hold it."""
+    at = base_folder(folder, scale, seed, kept)
+    if not (at / "record.json").exists():
+        pretrain(folder, scale, seed, kept)
+    return LlamaForCausalLM.from_pretrained(at, dtype=torch.float32)
+
+
+def pretrain(folder: Path, scale: Scale, seed: int, kept: Path) -> dict[str, Any]:
+    """Trains and keeps the base of a seed: its own initial weights, its own sample of the text.  Returns the record."""
+    from experiments.real.training import fit  # which loads bases
+
+    base, tokenizer = scale.base, load_tokenizer(folder, scale, kept)
+    # more than enough: a token of this vocabulary is less than six characters on average
+    texts = sample(read(folder, "pretrain"), 6 * base.tokens, seed + 1)
+    data, _ = load_feedback(
+        Source("text", data=[{"text": text} for text in texts], kind="document", on_bad_row="drop"),
+        Template(tokenizer, scale.max_length),
+    )
+    torch.manual_seed(seed)
+    model = llama(base, tokenizer, scale.max_length)
+    batch = max(1, base.batch_tokens // scale.max_length)
+    steps = Budget(steps=max(1, base.tokens // base.batch_tokens))
+    trainer = fit(model, "sft", data, tokenizer, steps, base.learning_rate, batch, batch, seed, decay=0.1)
+    found = trainer.record()
+    record = {
+        "seed": seed,
+        "parameters": found["model"]["parameters"],
+        "steps": found["steps"],
+        "compute": found["compute"],
+        "loss": [(entry["step"], entry["loss"]) for entry in found["metrics"] if "loss" in entry],
+    }
+    at = base_folder(folder, scale, seed, kept)
+
+    def save(aside: Path) -> None:
+        trainer.model.save_pretrained(aside)
+        (aside / "record.json").write_text(json.dumps(record))
+
+    keep(at, save)
+    return record
+
+
+def keep(folder: Path, save) -> None:
+    """Written aside and renamed; when two runs arrive at once the later finds it there."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    aside.mkdir(parents=True, exist_ok=True)
+    save(aside)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(aside)

@@ -1,0 +1,284 @@
+"""What a model knows, can do and prefers, on rows that it was not trained on.
+
+Everything is at temperature 0 or exact; nats unless a name says otherwise.  Defined before any arm was trained:
+
+    knowledge   2^-(bits per byte - the base's): how likely a byte of held-out text is, against the base; 1 is kept
+    fluency     exp(-held-out NLL per token) of demonstrations: the geometric mean probability of their tokens
+    skill       share of held-out prompts answered exactly, mean over the tasks that have short answers
+    retention   the mean of these three: each lies in [0, 1], or little above, and none needs another arm
+    preference  share of held-out pairs whose chosen response is likelier, mean over collections (politeness, hh)
+    behaviour   share of greedy answers to held-out politeness prompts that a judge calls polite
+    alignment   the mean of these two
+    score       (retention + alignment) / 2, by which learning rates are chosen, on the validation part
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from uft_kernels import token_divergence
+
+from experiments.real.data import RealData
+from experiments.real.politeness import Judge
+from experiments.real.settings import Scale
+from uft.feedback import Batch, Collator, Example
+from uft.models import response_logits, score
+
+BATCH_TOKENS = 8192
+RETENTION = ("knowledge", "fluency", "skill")
+Measures = dict[str, float]
+
+
+class Logps(NamedTuple):
+    """Per example its responses' log-probabilities, and their lengths in tokens."""
+
+    logp: list[np.ndarray]
+    length: list[np.ndarray]
+
+
+class Written(NamedTuple):
+    text: str
+    ids: list[int]
+    ended: bool
+
+
+def measure(
+    model: LlamaForCausalLM, base: LlamaForCausalLM, reference: LlamaForCausalLM, data: RealData, part: str,
+    scale: Scale, tokenizer: PreTrainedTokenizerBase, base_bits: float | None,
+) -> Measures:  # fmt: skip
+    """All measures on one part, "validation" or "test"; those that need other tasks or instructions only on "test".
+
+    reference   what implicit rewards are relative to: the policy as it was when the last stage began
+    base_bits   the base's `bits_per_byte` on this part; None: the model is the base
+    """
+    was_training = model.training
+    model.eval()
+    sizes, collate = scale.sizes, Collator(tokenizer.pad_token_id)
+    demonstrations = evenly(data.demonstrations[part], sizes.demonstrations)
+    found = knowledge(model, data, part, collate, base_bits)
+    found |= {"nll": nll(model, demonstrations, collate), **answers(model, data, part, scale, tokenizer)}
+    found["fluency"] = math.exp(-found["nll"])
+    found |= preferences(model, reference, data.preferences[part], collate, scale.rows.min_source)
+    found |= behaviour(model, data, part, sizes.generations, sizes.new_tokens, tokenizer)
+    if part == "test":
+        found |= divergences(model, base, demonstrations, data.text[part][0], collate)
+        found |= elsewhere(model, reference, data, scale, tokenizer, collate)
+    found["retention"] = float(np.mean([found[name] for name in RETENTION]))
+    found["alignment"] = (found["preference"] + found["behaviour"]) / 2
+    found["score"] = (found["retention"] + found["alignment"]) / 2
+    model.train(was_training)
+    return found
+
+
+# ---- what is kept ----
+
+
+def knowledge(model, data: RealData, part: str, collate: Collator, base_bits: float | None) -> Measures:
+    """Bits per byte of held-out text, in stretches of max_length tokens, by kind of text."""
+    examples, size = data.text[part]
+    found = logps(model, examples, collate)
+    bits = -sum(float(each.sum()) for each in found.logp) / math.log(2) / size
+    return {"bits_per_byte": bits, "knowledge": 2 ** -(bits - (bits if base_bits is None else base_bits))}
+
+
+def nll(model, examples: Sequence[Example], collate: Collator) -> float:
+    """Nats per response token, over all tokens."""
+    found = logps(model, examples, collate)
+    return -float(sum(each.sum() for each in found.logp) / sum(each.sum() for each in found.length))
+
+
+def answers(model, data: RealData, part: str, scale: Scale, tokenizer: PreTrainedTokenizerBase) -> Measures:
+    """Share of exact greedy answers per task, and their mean; `majority` is what the commonest answer would get."""
+    asked = [e for e in data.demonstrations[part] if e.source in scale.rows.answered]
+    asked = [e for task in by_source(asked).values() for e in task[: scale.sizes.answers_per_task]]
+    right = exact(model, asked, tokenizer)
+    result = {f"exact/{task}": float(np.mean(values)) for task, values in right.items()}
+    return {"skill": float(np.mean(list(result.values()))), **result}
+
+
+def majority(data: RealData, part: str, scale: Scale, tokenizer: PreTrainedTokenizerBase) -> Measures:
+    """What always giving the commonest training answer of a task would score: the line below which nothing was learnt."""
+    known, asked = (by_source(data.demonstrations[p]) for p in ("train", part))
+    result = {}
+    for task in scale.rows.answered:
+        if task in known and task in asked:
+            best = Counter(target(e, tokenizer) for e in known[task]).most_common(1)[0][0]
+            rows = asked[task][: scale.sizes.answers_per_task]
+            result[f"exact/{task}"] = float(np.mean([target(e, tokenizer) == best for e in rows]))
+    return {"skill": float(np.mean(list(result.values()))), **result}
+
+
+def exact(model, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[bool]]:
+    longest = max(len(e.responses[0].tokens) for e in examples)
+    written = greedy(model, examples, tokenizer, longest + 1)
+    result: dict[str, list[bool]] = defaultdict(list)
+    for example, found in zip(examples, written):
+        result[example.source].append(found.ended and found.text == target(example, tokenizer))
+    return result
+
+
+def target(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.decode(example.responses[0].tokens, skip_special_tokens=True).strip()
+
+
+# ---- what is gained ----
+
+
+def preferences(model, reference, pairs: Sequence[Example], collate: Collator, min_source: int) -> Measures:
+    """Accuracy by log-likelihood and by implicit reward, margin per token, log-probabilities; per collection."""
+    ours, theirs = logps(model, pairs, collate), logps(reference, pairs, collate)
+    logp, length = np.array(ours.logp), np.array(ours.length)  # [pairs, (chosen, rejected)]
+    reward = logp - np.array(theirs.logp)  # a positive beta changes no order
+    columns = {
+        "accuracy_logp": logp[:, 0] > logp[:, 1],
+        "accuracy_reward": (reward[:, 0] > reward[:, 1]) + 0.5 * (reward[:, 0] == reward[:, 1]),
+        "margin": (logp / length)[:, 0] - (logp / length)[:, 1],
+        "margin_reward": reward[:, 0] - reward[:, 1],
+        "logps/chosen": logp[:, 0],
+        "logps/rejected": logp[:, 1],
+        "drift/chosen": reward[:, 0],
+        "drift/rejected": reward[:, 1],
+    }
+    of = np.array([e.source for e in pairs])
+    names = [str(name) for name, n in zip(*np.unique(of, return_counts=True)) if n >= min_source]
+    result = {f"{column}/{name}": float(v[of == name].mean()) for column, v in columns.items() for name in names}
+    result |= {column: float(np.mean([result[f"{column}/{name}"] for name in names])) for column in columns}
+    return result | {"preference": result["accuracy_logp"]}
+
+
+def behaviour(model, data: RealData, part: str, count: int, new_tokens: int, tokenizer) -> Measures:
+    """Greedy answers to preference prompts: how many are polite, how long they are, whether they end or repeat."""
+    judge = Judge.learnt(data.polite, data.plain)
+    pairs = by_source(data.preferences[part])
+    asked = [e for name in ("polite", "hh") for e in pairs.get(name, [])[:count]]
+    written = greedy(model, asked, tokenizer, new_tokens)
+    polite = [judge.polite(w.text) for e, w in zip(asked, written) if e.source == "polite"]
+    return {
+        "behaviour": float(np.mean(polite)),
+        "length": float(np.mean([len(w.ids) for w in written])),
+        "ended": float(np.mean([w.ended for w in written])),
+        "repetition": float(np.mean([repetition(w.ids) for w in written])),
+    }
+
+
+def judge_accuracy(data: RealData, part: str, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Balanced accuracy of the judge on held-out pairs that prefer a polite rewriting to a plain answer."""
+    judge = Judge.learnt(data.polite, data.plain)
+    plain = {(e.prompt.tobytes(), target(e, tokenizer)) for e in data.demonstrations[part]}
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for e in data.preferences[part]:
+        chosen, rejected = (tokenizer.decode(r.tokens, skip_special_tokens=True).strip() for r in e.responses)
+        if e.source == "polite" and (e.prompt.tobytes(), rejected) in plain:
+            right[True].append(judge.polite(chosen))
+            right[False].append(not judge.polite(rejected))
+    return float(np.mean([np.mean(each) for each in right.values()])) if right[True] else float("nan")
+
+
+def repetition(ids: Sequence[int], n: int = 4) -> float:
+    """Share of the n-grams that came before."""
+    grams = [tuple(ids[k : k + n]) for k in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+# ---- how far it went, and what it does elsewhere ----
+
+
+def divergences(model, base, demonstrations, text, collate: Collator) -> Measures:
+    """KL both ways to the base, mean over tokens, along held-out demonstrations and along running text."""
+    result = {}
+    for name, examples in (("demonstrations", demonstrations), ("text", text)):
+        kl, reverse, count = 0.0, 0.0, 0
+        for _, batch in batches(examples, collate, model.device):
+            with torch.no_grad():
+                found = token_divergence(response_logits(model, batch), response_logits(base, batch))
+            kl, reverse = kl + float(found.kl.sum()), reverse + float(found.reverse_kl.sum())
+            count += len(found.kl)
+        result |= {f"kl/{name}": kl / count, f"kl_base_policy/{name}": reverse / count}
+    return result
+
+
+def elsewhere(model, reference, data: RealData, scale: Scale, tokenizer, collate: Collator) -> Measures:
+    """Out of distribution: tasks without a training row, and pairs about instructions kept apart."""
+    tasks = evenly(data.heldout_tasks, scale.sizes.heldout_tasks)
+    right = [r for values in exact(model, tasks, tokenizer).values() for r in values]
+    pairs = preferences(model, reference, data.pairs_eval, collate, 1)
+    return {
+        "heldout_tasks/nll": nll(model, tasks, collate),
+        "heldout_tasks/exact": float(np.mean(right)),
+        **{f"pairs_eval/{name}": pairs[name] for name in ("accuracy_logp", "accuracy_reward", "margin")},
+    }
+
+
+# ---- running a model ----
+
+
+def by_source(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    result: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        result[example.source].append(example)
+    return result
+
+
+def evenly(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count`, as evenly over the sources as their sizes allow."""
+    queues = list(by_source(examples).values())
+    turns = (queue[k] for k in range(max(map(len, queues), default=0)) for queue in queues if k < len(queue))
+    return [example for example, _ in zip(turns, range(count))]
+
+
+def batches(examples: Sequence[Example], collate: Collator, device) -> Iterator[tuple[list[int], Batch]]:
+    """Examples of like length together; with each batch their positions."""
+    length = [e.tokens for e in examples]
+    group: list[int] = []
+    for i in sorted(range(len(examples)), key=length.__getitem__):
+        if group and (len(group) + 1) * length[i] > BATCH_TOKENS:
+            yield group, _on(collate([replace(examples[k], source="train") for k in group]), device)
+            group = []
+        group.append(i)
+    if group:
+        yield group, _on(collate([replace(examples[k], source="train") for k in group]), device)
+
+
+def _on(batch: Batch, device) -> Batch:
+    return Batch({name: value.to(device) for name, value in batch.items()})
+
+
+@torch.no_grad()
+def logps(model, examples: Sequence[Example], collate: Collator) -> Logps:
+    logp: list = [None] * len(examples)
+    length: list = [None] * len(examples)
+    for positions, batch in batches(examples, collate, model.device):
+        found = score(model, batch)
+        of = batch.prompt.cpu().numpy()
+        values, counts = found.logp.double().cpu().numpy(), found.length.cpu().numpy()
+        for k, i in enumerate(positions):
+            logp[i], length[i] = values[of == k], counts[of == k]
+    return Logps(logp, length)
+
+
+@torch.no_grad()
+def greedy(model, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, new_tokens: int) -> list[Written]:
+    """The likeliest token at each step, in order of the examples; prompts are padded on the left."""
+    result: list = [None] * len(examples)
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
+    for start in range(0, len(order), 64):
+        group = order[start : start + 64]
+        width = len(examples[group[-1]].prompt)
+        ids = torch.full((len(group), width), tokenizer.pad_token_id)
+        for k, i in enumerate(group):
+            ids[k, width - len(examples[i].prompt) :] = torch.from_numpy(examples[i].prompt).long()
+        ids = ids.to(model.device)
+        mask = (ids != tokenizer.pad_token_id).long()
+        written = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=new_tokens)[:, width:]
+        for i, row in zip(group, written.tolist()):
+            ended = tokenizer.eos_token_id in row
+            row = row[: row.index(tokenizer.eos_token_id)] if ended else row
+            result[i] = Written(tokenizer.decode(row, skip_special_tokens=True).strip(), row, ended)
+    return result

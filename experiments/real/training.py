@@ -1,0 +1,225 @@
+"""Trains an arm on real data: stages from the base model of a seed, measured after every stage.
+
+A plan is data and fully says what is run.  A finished stage's weights are kept under the content of everything that
+led to them, so that arms which begin alike share that beginning.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import cache as remembered
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM, PrinterCallback
+
+from experiments.real.base import keep, load_base, load_tokenizer
+from experiments.real.data import DEMONSTRATIONS, PREFERENCES, RealData, load
+from experiments.real.files import fingerprint, key_of
+from experiments.real.measures import knowledge, measure
+from experiments.real.settings import Scale
+from uft.compute import Meter
+from uft.config import UnifiedConfig
+from uft.data.mixture import FeedbackDataset
+from uft.feedback import Collator
+from uft.presets import make_objective
+from uft.stages import Budget
+from uft.trainer import UnifiedTrainer
+
+
+@dataclass(frozen=True)
+class RealStage:
+    """One stage.
+
+    objective      as `uft.presets.make_objective` takes it
+    demonstrations, preferences   shares of the design's draws; their ratio is the mixture
+    chosen_only    pairs become demonstrations of their chosen responses
+    rest           train for what is left of the design's FLOPs; otherwise for the stage's draws
+    """
+
+    name: str
+    objective: Any
+    learning_rate: float
+    demonstrations: float = 0.0
+    preferences: float = 0.0
+    chosen_only: bool = False
+    rest: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training run.  Its key is the hash of its content; `data` is the files' fingerprint."""
+
+    stages: tuple[RealStage, ...]
+    seed: int
+    scale: Scale
+    data: str
+
+    @property
+    def key(self) -> str:
+        return key_of(asdict(self))
+
+    def prefix(self, stages: int) -> Plan:
+        return Plan(self.stages[:stages], self.seed, self.scale, self.data)
+
+
+def mixture(data: RealData, stage: RealStage, scale: Scale) -> FeedbackDataset:
+    """The stage's data, in which one epoch is the design's draws times the stage's shares."""
+    design, parts, weights = scale.design, {}, {}
+    if stage.demonstrations:
+        parts[DEMONSTRATIONS] = data.demonstrations["train"]
+        weights[DEMONSTRATIONS] = stage.demonstrations * design.demonstrations / len(parts[DEMONSTRATIONS])
+    if stage.preferences:
+        parts[PREFERENCES] = data.chosen if stage.chosen_only else data.preferences["train"]
+        weights[PREFERENCES] = stage.preferences * design.preferences / len(parts[PREFERENCES])
+    return FeedbackDataset(parts, weights)
+
+
+def design_flops(data: RealData, scale: Scale, model: LlamaForCausalLM) -> float:
+    """What the sequential design costs: its demonstrations by likelihood, then its pairs by DPO with a reference."""
+    whole = mixture(data, RealStage("design", "dpo_nll", 0.0, 1.0, 1.0), scale)
+    total = 0.0
+    for name, objective in ((DEMONSTRATIONS, "sft"), (PREFERENCES, "dpo")):
+        meter = Meter(model, make_objective(objective), reference_runs=True)
+        weight = whole.weights[whole.sources.index(name)]
+        total += weight * meter.of_examples(whole.examples[name]).flops
+    return total
+
+
+def fit(
+    model: LlamaForCausalLM, objective: Any, data: FeedbackDataset, tokenizer: Any, budget: Budget,
+    learning_rate: float, batch: int, micro_batch: int, seed: int, decay: float = 0.0,
+) -> UnifiedTrainer:  # fmt: skip
+    """The one way in which anything here is trained.  The reference is the model as it is now."""
+    gpu = torch.cuda.is_available()
+    trainer = UnifiedTrainer(
+        model=model,
+        objective=objective,
+        args=UnifiedConfig(
+            output_dir=tempfile.mkdtemp(prefix="real-"),
+            use_cpu=not gpu,
+            bf16=gpu,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=max(1, batch // micro_batch),
+            max_grad_norm=1.0,
+            adam_beta2=0.95,
+            weight_decay=decay,
+            logging_steps=20,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=seed,
+        ),
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    budget.apply(trainer)
+    trainer.train()
+    trainer.model.eval()
+    shutil.rmtree(trainer.args.output_dir)
+    return trainer
+
+
+def run_plan(plan: Plan, data: str, cache: str, keep_last: bool = False) -> dict[str, Any]:
+    """Trains what is not cached yet; returns the record: per stage its configuration, compute, and measures.
+
+    data, cache   folders: the real files; finished bases and stages
+    keep_last     also keep the last stage's weights, for plans that go on from there
+    """
+    folder, kept, scale = Path(data), Path(cache), plan.scale
+    if fingerprint(folder) != plan.data:
+        raise ValueError("the data files are not those that the plan was made for")
+    rows = load(folder, scale, kept)
+    base = _device(load_base(folder, scale, plan.seed, kept)).eval().requires_grad_(False)
+    model, records, spent = _device(load_base(folder, scale, plan.seed, kept)), [], 0
+    for position, stage in enumerate(plan.stages):
+        reusable = keep_last or position < len(plan.stages) - 1
+        at = kept / "stages" / plan.prefix(position + 1).key
+        if reusable and (at / "record.json").exists():
+            model = _device(LlamaForCausalLM.from_pretrained(at, dtype=torch.float32))
+            records.append(json.loads((at / "record.json").read_text()))
+        else:
+            model, record = _train(plan, stage, model, base, spent, rows, folder, kept)
+            if reusable:
+                _keep_stage(at, model, record)
+            records.append(record)
+        spent += records[-1]["compute"]["flops"]
+    if not plan.stages:
+        records.append({"stage": "base", "compute": {}, **_measured(model, base, model, plan, rows, folder, kept)})
+    totals: dict[str, float] = {}
+    for record in records:
+        for name, amount in record["compute"].items():
+            totals[name] = max(totals.get(name, 0), amount) if "peak" in name else totals.get(name, 0) + amount
+    last = {part: records[-1][part] for part in ("measures", "validation")}
+    return {"seed": plan.seed, "stages": records, "compute": totals, **last}
+
+
+def _train(plan: Plan, stage: RealStage, model, base, spent: float, rows: RealData, folder: Path, kept: Path):
+    scale, design = plan.scale, plan.scale.design
+    reference = copy.deepcopy(model).eval().requires_grad_(False)
+    if stage.rest:
+        budget = Budget(flops=design_flops(rows, scale, model) - spent)
+    else:
+        draws = stage.demonstrations * design.demonstrations + stage.preferences * design.preferences
+        budget = Budget(examples=round(draws))
+    start = time.perf_counter()
+    trainer = fit(
+        model, stage.objective, mixture(rows, stage, scale), load_tokenizer(folder, scale, kept), budget,
+        stage.learning_rate, design.batch_size, design.micro_batch_size, plan.seed,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    record = trainer.record()
+    return trainer.model, {
+        "stage": stage.name,
+        "objective": record["objective"],
+        "learning_rate": stage.learning_rate,
+        "steps": record["steps"],
+        "compute": record["compute"],
+        "wall_seconds": seconds,
+        "training": [
+            {k: v for k, v in entry.items() if k.startswith(("loss", "rewards", "logps")) or k == "step"}
+            for entry in record["metrics"]
+        ],
+        **_measured(trainer.model, base, reference, plan, rows, folder, kept),
+    }
+
+
+def _measured(model, base, reference, plan: Plan, rows: RealData, folder: Path, kept: Path) -> dict[str, Any]:
+    """"measures" on the test part, "validation" on the other."""
+    tokenizer, start = load_tokenizer(folder, plan.scale, kept), time.perf_counter()
+    bits = {} if not plan.stages else base_bits(folder, plan.scale, plan.seed, kept)
+    found = {
+        name: measure(model, base, reference, rows, part, plan.scale, tokenizer, bits.get(part))
+        for name, part in (("measures", "test"), ("validation", "validation"))
+    }
+    return {**found, "measuring_seconds": time.perf_counter() - start}
+
+
+@remembered
+def base_bits(folder: Path, scale: Scale, seed: int, kept: Path) -> dict[str, float]:
+    """The base's bits per byte by part; what knowledge is relative to."""
+    rows, collate = load(folder, scale, kept), Collator(load_tokenizer(folder, scale, kept).pad_token_id)
+    base = _device(load_base(folder, scale, seed, kept)).eval()
+    return {part: knowledge(base, rows, part, collate, None)["bits_per_byte"] for part in rows.text}
+
+
+def _device(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _keep_stage(folder: Path, model: LlamaForCausalLM, record: dict[str, Any]) -> None:
+    def save(aside: Path) -> None:
+        model.save_pretrained(aside)
+        (aside / "record.json").write_text(json.dumps(record))
+
+    keep(folder, save)

@@ -1,0 +1,67 @@
+"""Intervals and searches, by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.figures import spread_labels
+from experiments.search import best_trial, retention, score
+from experiments.statistics import interval, paired_difference
+
+
+def test_t_interval_by_hand():
+    found = interval([1.0, 2.0, 3.0])
+    half = 4.302652729911275 * 1.0 / math.sqrt(3)  # t with two degrees of freedom, standard deviation 1
+    assert found == pytest.approx((2.0, 2.0 - half, 2.0 + half, 3))
+
+
+def test_interval_agrees_with_scipy():
+    values = np.random.default_rng(0).normal(size=7)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values)[1:3] == pytest.approx((low, high))
+
+
+def test_one_seed_has_no_interval():
+    assert math.isnan(interval([0.5]).low) and str(interval([0.5])) == "0.500"
+
+
+def test_pairing_removes_what_seeds_share():
+    base = {seed: float(seed) for seed in range(5)}
+    a = {seed: value + 0.1 for seed, value in base.items()}
+    found = paired_difference(a, base)
+    assert found.mean == pytest.approx(0.1) and found.high - found.low < 1e-9
+    assert paired_difference({0: 1.0, 1: 2.0}, {1: 1.0, 2: 5.0}).mean == 1.0
+    with pytest.raises(ValueError, match="no seed in common"):
+        paired_difference({0: 1.0}, {1: 1.0})
+
+
+def test_score_by_hand():
+    measures = {"skill": 0.9, "refusal.": 0.6, "fact_recall": 0.3, "alignment": 0.8}
+    assert retention(measures) == pytest.approx(0.6)
+    assert score(measures) == pytest.approx(0.7)
+
+
+def test_best_trial_averages_over_seeds_and_knows_the_edge():
+    def trial(rate, seed, value):
+        return {"settings": {"learning_rate": rate}, "seed": seed, "score": value}
+
+    trials = [
+        trial(1, 0, 0.9),
+        trial(1, 1, 0.1),
+        trial(2, 0, 0.6),
+        trial(2, 1, 0.6),
+        trial(3, 0, 0.5),
+        trial(3, 1, 0.5),
+    ]
+    found = best_trial(trials)
+    assert found["learning_rate"] == 2 and found["score"] == pytest.approx(0.6) and found["inside"]
+    assert found["trials"] == 3
+    assert not best_trial(trials[:4])["inside"]
+
+
+def test_labels_are_spread_and_keep_their_order():
+    found = spread_labels([0.5, 0.5, 0.51, 0.9], 0.1)
+    assert all(b - a >= 0.1 - 1e-6 for a, b in zip(sorted(found), sorted(found)[1:]))
+    assert np.argsort(found, kind="stable").tolist() == [0, 1, 2, 3]
