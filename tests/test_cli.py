@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pyarrow
 import pyarrow.parquet
@@ -110,7 +112,7 @@ def test_train_writes_a_model_that_others_load(workplace, capsys):
 
 
 def test_train_with_lora(workplace):
-    assert train("--use_peft", "--lora_r", 4, "--learning_rate", 0.05) == 0
+    assert train("--use_peft", "--lora_r", 4, "--learning_rate", 0.05, "--lora_target_modules", "all-linear") == 0
     model = AutoPeftModelForCausalLM.from_pretrained("out")
     onto_base = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("tiny"), "out")
     assert torch.equal(logits(model), logits(onto_base))
@@ -145,6 +147,7 @@ def test_evaluation(workplace):
     assert train() == 0
     results = json.loads((workplace / "out" / "eval_results.json").read_text())
     assert results["eval_loss"] > 0 and "eval_rewards/margins" in results
+    assert record()["metrics"][-1]["eval_loss"] == results["eval_loss"]
 
 
 def test_resume(workplace):
@@ -157,10 +160,26 @@ def test_resume(workplace):
         logits(AutoModelForCausalLM.from_pretrained("out")), logits(AutoModelForCausalLM.from_pretrained("whole"))
     )
     assert record()["compute"]["tokens"] == record("whole")["compute"]["tokens"]
+    (workplace / "out" / "run.json").unlink()  # killed after the last checkpoint and before the end
+    assert train(*saving, "--resume") == 0
+    assert record()["steps"] == 4
     for words in (["--resume_from_checkpoint", "true"], ["--resume_from_checkpoint", "whole/checkpoint-2"]):
         shutil.rmtree("out/checkpoint-4", ignore_errors=True)
         assert train(*saving, *words) == 0
         assert record()["steps"] == 4 and record()["compute"]["tokens"] == record("whole")["compute"]["tokens"]
+
+
+@pytest.mark.slow
+def test_two_processes(workplace):
+    """Both end, the counters are those of both, and the weights those of one process with batches of twice the size."""
+    assert train("--output_dir", "one", "--per_device_train_batch_size", 6) == 0
+    words = ["-m", "uft.cli", "train", "--config", "recipe.yaml", "--per_device_train_batch_size", "3"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
+    subprocess.run([*launcher, *words], check=True, timeout=300, capture_output=True)
+    assert record()["compute"]["tokens"] == record("one")["compute"]["tokens"]
+    assert record()["compute"]["examples/preferences"] == 12
+    ours, theirs = (logits(AutoModelForCausalLM.from_pretrained(folder)) for folder in ("out", "one"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 # ---- stages ----
@@ -289,6 +308,35 @@ WRONG = {  # what is done, and what the line must say
     ),
     "stages of one name": ([], {"objective": None, "stages": [STAGES[0], STAGES[0]]}, ["'sft'"]),
     "stage that is not there": (["--stages.7.name", "a"], {"objective": None, "stages": STAGES}, ["stages.7"]),
+    "stage on a number": ([], {"objective": None, "stages": [{"objective": "sft", "on": 5}]}, ["stages.0", "on is 5"]),
+    "budget that is a number": (
+        [],
+        {"objective": None, "stages": [{"objective": "sft", "budget": 5}]},
+        ["stages.0", "budget is 5", "{steps: 100}"],
+    ),
+    "budget of wrong type": (
+        ["--stages.0.budget.steps", "many"],
+        {"objective": None, "stages": STAGES},
+        ["stages.0.budget", "steps is 'many'"],
+    ),
+    "stage named like a way out": (
+        ["--stages.0.name", "../elsewhere"],
+        {"objective": None, "stages": STAGES},
+        ["stages.0", "'../elsewhere'"],
+    ),
+    "value of wrong type in a stage": (
+        ["--stages.1.learning_rate", "high"],
+        {"objective": None, "stages": STAGES},
+        ["stages.1", "learning_rate", "'high'"],
+    ),
+    "what all stages share": (
+        ["--stages.1.max_length", "9"],
+        {"objective": None, "stages": STAGES},
+        ["stages.1", "'max_length'", "all stages"],
+    ),
+    "term that is no mapping": (["--objective", "{sft: nll}"], {}, ["objective.sft is 'nll'", "{loss: dpo"]),
+    "weight of a term of wrong type": (["--objective.sft_weight", "null"], {}, ["weight of term 'sft' is None"]),
+    "dtype": (["--dtype", "flot32"], {}, ["dtype is 'flot32'", "float32"]),
     "no checkpoint": (["--resume"], {}, ["no whole checkpoint", "out"]),
     "resume of wrong type": (["--resume", "maybe"], {}, ["resume is 'maybe'"]),
 }  # fmt: skip

@@ -71,10 +71,11 @@ def demonstrations(conversational=False):
 
 def labels(conversational=False):
     """Desired and undesired responses, five and three."""
+    sides = ["chosen", "rejected", "rejected", "chosen", "chosen", "chosen", "rejected", "chosen"]
     return [
-        {"prompt": row["prompt"], "completion": row["rejected" if i in (1, 2, 6) else "chosen"], "label": i not in (1, 2, 6)}
-        for i, row in enumerate(pairs(conversational))
-    ]  # fmt: skip
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for side, row in zip(sides, pairs(conversational))
+    ]
 
 
 def conversations():

@@ -73,6 +73,7 @@ def _train_once(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     trainer.train(resume_from_checkpoint=plan.resume or plan.args.resume_from_checkpoint)
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
+    trainer.write_record()
     trainer.save_model()
     trainer.create_model_card()
 
@@ -95,9 +96,10 @@ def _train_stages(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     model, records = run_stages(
         plan.model, plan.stages, data[0], plan.args, tokenizer, eval_data=data[1], resume=plan.resume
     )
-    save_after_stages(model, plan.stages, plan.args.output_dir)
-    tokenizer.save_pretrained(plan.args.output_dir)
-    write_model_card(plan.args.output_dir, records)
+    if plan.args.process_index == 0:
+        save_after_stages(model, plan.stages, plan.args.output_dir)
+        tokenizer.save_pretrained(plan.args.output_dir)
+        write_model_card(plan.args.output_dir, records)
 
 
 def data(words: Sequence[str]) -> int:
@@ -126,7 +128,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("uft: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("UFT_TRACEBACK"):
             raise
         print(f"uft: {' '.join(str(error).split())}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from uft.models import REFERENCE_MODES
@@ -53,6 +54,8 @@ class UnifiedConfig(TrainingArguments):
             raise ValueError(f"reference is {self.reference!r}; want one of {', '.join(REFERENCE_MODES)}")
         if self.on_bad_row not in ("error", "drop"):
             raise ValueError(f"on_bad_row is {self.on_bad_row!r}; want error or drop")
+        if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"dtype is {self.dtype!r}; want auto, float32, bfloat16 or float16")
         if self.padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {self.padding_side!r}; want right or left")
         if self.max_length < 2:
@@ -65,10 +68,11 @@ class UnifiedConfig(TrainingArguments):
             return None
         from peft import LoraConfig
 
+        modules = self.lora_target_modules
         return LoraConfig(
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=self.lora_target_modules or "all-linear",
+            target_modules="all-linear" if modules in (None, [], ["all-linear"]) else modules,
             task_type="CAUSAL_LM",
         )

@@ -206,7 +206,7 @@ class _Parser(HfArgumentParser):
         raise RecipeError(re.sub(r"^argument --([^/:]+)[^:]*", r"\1", message))
 
 
-def parse_config(values: Mapping[str, Any]) -> UnifiedConfig:
+def parse_config(values: Mapping[str, Any], where: str = "") -> UnifiedConfig:
     """A UnifiedConfig from plain values, converted to the types of its fields."""
     words: list[str] = []
     for key, value in values.items():
@@ -218,17 +218,25 @@ def parse_config(values: Mapping[str, Any]) -> UnifiedConfig:
         words += ["--output_dir", "runs/unified"]
     try:
         return _Parser(UnifiedConfig, allow_abbrev=False).parse_args_into_dataclasses(words)[0]
-    except RecipeError:
-        raise
     except (ValueError, TypeError) as error:
-        raise RecipeError(str(error)) from None
+        raise RecipeError(f"{where}{error}") from None
 
 
 def _objective(value: Any, where: str) -> Objective:
+    if isinstance(value, Mapping) and "preset" not in value:
+        for name, term in value.items():
+            if not isinstance(term, Mapping):
+                raise RecipeError(f"{where}.{name} is {term!r}; want a mapping such as {{loss: dpo, beta: 0.1}}")
     try:
-        return make_objective(value)
-    except (ValueError, TypeError, AttributeError) as error:
+        objective = make_objective(value)
+    except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise RecipeError(f"{where}: {value!r} holds a value of the wrong type ({error})") from None
+    for term in objective.terms:
+        if not callable(term.weight) and not isinstance(term.weight, (int, float)):
+            raise RecipeError(f"{where}: weight of term {term.name!r} is {term.weight!r}; want a number")
+    return objective
 
 
 def _sources(value: Any, key: str) -> dict[str, Source]:
@@ -274,19 +282,29 @@ def _stage(value: Any, position: int, train: Mapping[str, Any]) -> Stage:
     if not isinstance(value, Mapping) or "objective" not in value:
         raise RecipeError(f"{where} is {value!r}; want a mapping with 'objective'")
     for key in value:
-        _known(key, (*_OF_STAGE, *(name for name in _FIELDS if name not in _OF_ALL_STAGES)), f"{where}: ")
+        if key in _OF_ALL_STAGES:
+            raise RecipeError(f"{where}: {key!r} is the same for all stages; want it beside 'stages'")
+        _known(key, (*_OF_STAGE, *_FIELDS), f"{where}: ")
     value = dict(value)
     own = {key: value.pop(key) for key in _OF_STAGE if key in value}
     own.setdefault("name", f"stage{position + 1}")
+    if not isinstance(own["name"], str) or not re.fullmatch(r"\w[\w.-]*", own["name"]):
+        raise RecipeError(f"{where}: name is {own['name']!r}; want the name of a folder: letters, digits, - and _")
     own["objective"] = _objective(own["objective"], f"{where}.objective")
-    on = own.get("on") or ()
-    own["on"] = (on,) if isinstance(on, str) else tuple(on)
-    for name in own["on"]:
+    on, budget = own.get("on") or [], own.get("budget") or {}
+    on = [on] if isinstance(on, str) else on
+    if not isinstance(on, list):
+        raise RecipeError(f"{where}: on is {on!r}; want names of data sets")
+    for name in on:
         _known(name, tuple(train), f"{where}.on: ")
-    budget = own.get("budget") or {}
-    for key in budget:
+    own["on"] = tuple(on)
+    if not isinstance(budget, Mapping):
+        raise RecipeError(f"{where}: budget is {budget!r}; want a mapping such as {{steps: 100}}")
+    for key, amount in budget.items():
         _known(key, tuple(f.name for f in dataclasses.fields(Budget)), f"{where}.budget: ")
-    converted = parse_config(value) if value else None
+        if not isinstance(amount, (int, float)):
+            raise RecipeError(f"{where}.budget: {key} is {amount!r}; want a number")
+    converted = parse_config(value, f"{where}: ") if value else None
     try:
         own["budget"] = Budget(**budget)
         return Stage(**own, args={key: getattr(converted, key) for key in value})

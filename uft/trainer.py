@@ -127,6 +127,7 @@ class UnifiedTrainer(Trainer):
 
         self._cached_logps: dict[tuple[str, bool], Logps] = {}  # by fingerprint, and whether for training
         self._aside: Path | None = None
+        self._totals: dict[str, float] = {}
         self.reference = self._reference(policy, reference, args)
         pad = processing_class.pad_token_id
         collator = Collator(
@@ -276,8 +277,7 @@ class UnifiedTrainer(Trainer):
             return output
         self._clock = time.perf_counter()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self.args.should_save:
-            write_json(Path(self.args.output_dir) / "run.json", self.record())
+        self.write_record()
         return output
 
     def _finished(self, checkpoint: str) -> TrainOutput | None:
@@ -290,8 +290,11 @@ class UnifiedTrainer(Trainer):
         self.run_state.on_train_begin(self.args, state, self.control)
         return TrainOutput(state.global_step, float("nan"), {})
 
-    def record(self) -> dict[str, Any]:
-        """Everything another person needs to judge or repeat this run: configuration, data, metrics, compute."""
+    def record(self, counters: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """Everything another person needs to judge or repeat this run: configuration, data, metrics, compute.
+
+        To be called on every rank, which add up their counters, unless `counters` are given.
+        """
         return {
             "objective": {"name": self.objective.name, "terms": self.objective.describe()},
             "reference": type(self.reference).__name__ if self.reference else self.args.reference,
@@ -310,10 +313,19 @@ class UnifiedTrainer(Trainer):
             },
             "seed": self.args.seed,
             "steps": self.state.global_step,
-            "compute": {**self.counters(), "peak_memory_bytes": peak_memory_bytes()},
+            "compute": {
+                **(self.counters() if counters is None else counters),
+                "peak_memory_bytes": peak_memory_bytes(),
+            },
             "metrics": self.state.log_history,
             **environment(),
         }
+
+    def write_record(self) -> None:
+        """run.json of the output folder."""
+        record = self.record()  # on every rank, for it adds up their counters
+        if self.args.should_save:
+            write_json(Path(self.args.output_dir) / "run.json", record)
 
     def _bare_model(self) -> nn.Module:
         model = unwrapped(self.model)
@@ -328,7 +340,9 @@ class UnifiedTrainer(Trainer):
         """README.md of the output folder: objective, data and compute of this run."""
         if self.is_world_process_zero():
             more = [tags] if isinstance(tags, str) else tags or []
-            write_model_card(self.args.output_dir, self.record(), model_name, [*TAGS, *more])
+            # pushing calls this on one rank alone, which cannot ask the others
+            record = self.record(self._totals if self.args.world_size > 1 else None)
+            write_model_card(self.args.output_dir, record, model_name, [*TAGS, *more])
 
     # ---- the step ----
 
@@ -455,7 +469,8 @@ class UnifiedTrainer(Trainer):
             for name, amount in counters.items():
                 # seconds pass on every rank at once
                 totals[name] = max(totals.get(name, 0), amount) if name == "seconds" else totals.get(name, 0) + amount
-        return dict(sorted(totals.items()))
+        self._totals = dict(sorted(totals.items()))
+        return self._totals
 
     # ---- evaluation: exact means, whatever the batch size ----
 

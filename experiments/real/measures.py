@@ -4,7 +4,7 @@ Everything is at temperature 0 or exact; nats unless a name says otherwise.  Def
 
     knowledge   2^-(bits per byte - the base's): how likely a byte of held-out text is, against the base; 1 is kept
     fluency     exp(-held-out NLL per token) of demonstrations: the geometric mean probability of their tokens
-    skill       share of held-out prompts answered exactly, mean over the tasks that have short answers
+    skill       word F1 of greedy answers to held-out prompts, mean over the tasks with short answers
     retention   the mean of these three: each lies in [0, 1], or little above, and none needs another arm
     preference  share of held-out pairs whose chosen response is likelier, mean over collections (politeness, hh)
     behaviour   share of greedy answers to held-out politeness prompts that a judge calls polite
@@ -15,6 +15,7 @@ Everything is at temperature 0 or exact; nats unless a name says otherwise.  Def
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -95,33 +96,41 @@ def nll(model, examples: Sequence[Example], collate: Collator) -> float:
 
 
 def answers(model, data: RealData, part: str, scale: Scale, tokenizer: PreTrainedTokenizerBase) -> Measures:
-    """Share of exact greedy answers per task, and their mean; `majority` is what the commonest answer would get."""
-    asked = [e for e in data.demonstrations[part] if e.source in scale.rows.answered]
-    asked = [e for task in by_source(asked).values() for e in task[: scale.sizes.answers_per_task]]
-    right = exact(model, asked, tokenizer)
-    result = {f"exact/{task}": float(np.mean(values)) for task, values in right.items()}
-    return {"skill": float(np.mean(list(result.values()))), **result}
+    """Per task the mean word F1 of greedy answers and the share that is exact, and the means over tasks."""
+    asked = _asked(data, part, scale)
+    written = greedy(model, asked, tokenizer, scale.sizes.answer_tokens)
+    return _marks([(e.source, w.text if w.ended else w.text + " …", target(e, tokenizer)) for e, w in zip(asked, written)])
 
 
 def majority(data: RealData, part: str, scale: Scale, tokenizer: PreTrainedTokenizerBase) -> Measures:
-    """What always giving the commonest training answer of a task would score: the line below which nothing was learnt."""
-    known, asked = (by_source(data.demonstrations[p]) for p in ("train", part))
-    result = {}
-    for task in scale.rows.answered:
-        if task in known and task in asked:
-            best = Counter(target(e, tokenizer) for e in known[task]).most_common(1)[0][0]
-            rows = asked[task][: scale.sizes.answers_per_task]
-            result[f"exact/{task}"] = float(np.mean([target(e, tokenizer) == best for e in rows]))
-    return {"skill": float(np.mean(list(result.values()))), **result}
+    """What the commonest training answer of a task would always get: where learning begins."""
+    commonest = {
+        task: Counter(target(e, tokenizer) for e in rows).most_common(1)[0][0]
+        for task, rows in by_source(data.demonstrations["train"]).items()
+    }
+    return _marks([(e.source, commonest[e.source], target(e, tokenizer)) for e in _asked(data, part, scale)])
 
 
-def exact(model, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[bool]]:
-    longest = max(len(e.responses[0].tokens) for e in examples)
-    written = greedy(model, examples, tokenizer, longest + 1)
-    result: dict[str, list[bool]] = defaultdict(list)
-    for example, found in zip(examples, written):
-        result[example.source].append(found.ended and found.text == target(example, tokenizer))
-    return result
+def _asked(data: RealData, part: str, scale: Scale) -> list[Example]:
+    tasks = by_source(e for e in data.demonstrations[part] if e.source in scale.rows.answered)
+    return [e for rows in tasks.values() for e in rows[: scale.sizes.answers_per_task]]
+
+
+def _marks(answered: Iterable[tuple[str, str, str]]) -> Measures:
+    marks: dict[str, list[tuple[float, bool]]] = defaultdict(list)
+    for task, written, wanted in answered:
+        marks[task].append((word_f1(written, wanted), written == wanted))
+    means = {task: np.mean(rows, axis=0) for task, rows in sorted(marks.items())}
+    result = {"skill": float(np.mean([f1 for f1, _ in means.values()]))}
+    result["exact"] = float(np.mean([exact for _, exact in means.values()]))
+    return result | {f"{name}/{task}": float(m[k]) for k, name in enumerate(("f1", "exact")) for task, m in means.items()}
+
+
+def word_f1(written: str, wanted: str) -> float:
+    """Harmonic mean of precision and recall over words, as in SQuAD (Rajpurkar et al. 2016, Sec. 6.1)."""
+    ours, theirs = (Counter(re.findall(r"\w+|…", text.lower())) for text in (written, wanted))
+    shared = (ours & theirs).total()
+    return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0
 
 
 def target(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -155,7 +164,7 @@ def preferences(model, reference, pairs: Sequence[Example], collate: Collator, m
 
 def behaviour(model, data: RealData, part: str, count: int, new_tokens: int, tokenizer) -> Measures:
     """Greedy answers to preference prompts: how many are polite, how long they are, whether they end or repeat."""
-    judge = Judge.learnt(data.polite, data.plain)
+    judge = judge_of(data)
     pairs = by_source(data.preferences[part])
     asked = [e for name in ("polite", "hh") for e in pairs.get(name, [])[:count]]
     written = greedy(model, asked, tokenizer, new_tokens)
@@ -168,9 +177,18 @@ def behaviour(model, data: RealData, part: str, count: int, new_tokens: int, tok
     }
 
 
+_judges: dict[int, Judge] = {}
+
+
+def judge_of(data: RealData) -> Judge:
+    if id(data.polite) not in _judges:
+        _judges[id(data.polite)] = Judge.learnt(data.polite, data.plain)
+    return _judges[id(data.polite)]
+
+
 def judge_accuracy(data: RealData, part: str, tokenizer: PreTrainedTokenizerBase) -> float:
     """Balanced accuracy of the judge on held-out pairs that prefer a polite rewriting to a plain answer."""
-    judge = Judge.learnt(data.polite, data.plain)
+    judge = judge_of(data)
     plain = {(e.prompt.tobytes(), target(e, tokenizer)) for e in data.demonstrations[part]}
     right: dict[bool, list[bool]] = {True: [], False: []}
     for e in data.preferences[part]:
@@ -207,11 +225,13 @@ def divergences(model, base, demonstrations, text, collate: Collator) -> Measure
 def elsewhere(model, reference, data: RealData, scale: Scale, tokenizer, collate: Collator) -> Measures:
     """Out of distribution: tasks without a training row, and pairs about instructions kept apart."""
     tasks = evenly(data.heldout_tasks, scale.sizes.heldout_tasks)
-    right = [r for values in exact(model, tasks, tokenizer).values() for r in values]
+    written = greedy(model, tasks, tokenizer, scale.sizes.answer_tokens)
+    marks = _marks([(e.source, w.text, target(e, tokenizer)) for e, w in zip(tasks, written)])
     pairs = preferences(model, reference, data.pairs_eval, collate, 1)
     return {
         "heldout_tasks/nll": nll(model, tasks, collate),
-        "heldout_tasks/exact": float(np.mean(right)),
+        "heldout_tasks/f1": marks["skill"],
+        "heldout_tasks/exact": marks["exact"],
         **{f"pairs_eval/{name}": pairs[name] for name in ("accuracy_logp", "accuracy_reward", "margin")},
     }
 

