@@ -31,7 +31,7 @@ from experiments.report import write_report
 from uft.record import write_json
 
 RESULTS = Path(__file__).parent / "results" / "sequential_vs_unified"
-NORMAL = Scale(demonstrations=8192, preferences=4096, sft_draws=24_576, preference_draws=8192)
+NORMAL = Scale(demonstrations=8192, preferences=4096, sft_draws=19_200, preference_draws=6400)
 TOY = Scale(
     demonstrations=512, preferences=256, sft_draws=1536, preference_draws=512, per_operator=8, points=2, batch_size=64
 )
@@ -39,17 +39,20 @@ TOY = Scale(
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared.  `last` is the stage that is tuned; `after_sft` puts the shared supervised stage before it.
+    """What is compared.
 
-    betas   what the search tries for beta; (None,) for objectives without one
+    last        makes the stage that is tuned, from learning rate, beta and the kind of equality; None: untrained
+    rates       the learning rates of the search; `betas` the values of beta, (None,) where there is none
+    after_sft   the shared supervised stage comes before it
+    family      control, sequential or unified
     """
 
     label: str
     last: Callable[[float, float | None, str], LabStage] | None
-    after_sft: bool = False
+    rates: tuple[float, ...] = ()
     betas: tuple[float | None, ...] = (None,)
+    after_sft: bool = False
     family: str = "sequential"
-    main: bool = True
 
 
 def preference_stage(preset: str, demonstrations: float = 0.0, **options: Any):
@@ -69,21 +72,30 @@ def likelihood_only(learning_rate: float, beta: None, equal: str) -> LabStage:
 
 
 REPLAY = 0.25  # share of the demonstrations that the second stage draws again
-BETAS = (0.03, 0.1, 0.3)
-SEARCH_SEEDS = (0, 1)
-VARIANTS = ("noisy_pairs", "pairs", "hedged_pairs")  # the first is what `make compare` shows
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+# Eight trials for every arm: four learning rates and two betas, or eight learning rates where there is no beta.
+FROM_BASE = (1e-4, 2e-4, 4e-4, 8e-4)
+AFTER_SFT = (1e-5, 3e-5, 1e-4, 3e-4)
+TRIALS = 8
+PAIRWISE_BETAS, POINTWISE_BETAS = (0.1, 0.5), (0.03, 0.1)
+SEARCH_SEEDS = (0,)
+VARIANTS = ("hedged_pairs", "noisy_pairs")  # the first is what `make compare` shows
 
 ARMS: dict[str, Arm] = {
     "base": Arm("base model", None, family="control"),
-    "sft": Arm("SFT only", likelihood_only, family="control"),
-    "sft_chosen": Arm("SFT on demonstrations + chosen", preference_stage("sft_chosen", 1.0), family="control"),
-    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), True, BETAS),
-    "sft_dpo_replay": Arm("SFT → DPO + replay", preference_stage("dpo_nll", REPLAY), True, BETAS),
-    "sft_kto": Arm("SFT → KTO", preference_stage("kto"), True, BETAS),
-    "sft_una": Arm("SFT → UNA", preference_stage("una"), True, BETAS),
-    "unified_dpo_nll": Arm("unified DPO + NLL", preference_stage("dpo_nll", 1.0), False, BETAS, "unified"),
-    "unified_uft": Arm("unified UFT (Wang et al.)", preference_stage("uft", 1.0), False, BETAS, "unified"),
+    "sft": Arm("SFT only", likelihood_only, FROM_BASE, family="control"),
+    "sft_chosen": Arm(
+        "SFT on demonstrations + chosen", preference_stage("sft_chosen", 1.0), FROM_BASE, family="control"
+    ),
+    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), AFTER_SFT, PAIRWISE_BETAS, True),
+    "sft_dpo_replay": Arm("SFT → DPO + replay", preference_stage("dpo_nll", REPLAY), AFTER_SFT, PAIRWISE_BETAS, True),
+    "sft_kto": Arm("SFT → KTO", preference_stage("kto"), AFTER_SFT, PAIRWISE_BETAS, True),
+    "sft_una": Arm("SFT → UNA", preference_stage("una"), AFTER_SFT, POINTWISE_BETAS, True),
+    "unified_dpo_nll": Arm(
+        "unified DPO + NLL", preference_stage("dpo_nll", 1.0), FROM_BASE, PAIRWISE_BETAS, family="unified"
+    ),
+    "unified_uft": Arm(
+        "unified UFT (Wang et al.)", preference_stage("uft", 1.0), FROM_BASE, POINTWISE_BETAS, family="unified"
+    ),
 }
 
 
@@ -104,11 +116,10 @@ def search_settings(
     """For every arm the same number of trials; the supervised stage is chosen first, for others begin with it."""
     chosen: dict[str, Any] = {}
     tuned = [name for name in names if ARMS[name].last is not None]
-    trials_per_arm = len(LEARNING_RATES) * max(len(ARMS[name].betas) for name in tuned)
     for group in (["sft"], [name for name in tuned if name != "sft"]):
         jobs, about = [], []
         for name, seed in product(group, seeds):
-            for settings in grid(ARMS[name], trials_per_arm):
+            for settings in grid(ARMS[name]):
                 plan = plan_of(name, seed, variant, scale, "flops", chosen | {name: settings})
                 label = f"{name} {' '.join(f'{k}={v:g}' for k, v in settings.items())} seed {seed}"
                 arguments = {"plan": plan, "cache": str(cache), "prompts": VALIDATION, "curves": False}
@@ -126,12 +137,14 @@ def search_settings(
     return chosen
 
 
-def grid(arm: Arm, trials: int) -> list[dict[str, float]]:
-    """`trials` settings: learning rates times betas, or a finer grid of learning rates where there is no beta."""
+def grid(arm: Arm) -> list[dict[str, float]]:
+    """TRIALS settings: learning rates times betas, or learning rates twice as fine where there is no beta."""
     if arm.betas == (None,):
-        low, high = LEARNING_RATES[0], LEARNING_RATES[-1]
-        return [{"learning_rate": float(f"{low * (high / low) ** (k / (trials - 1)):.2g}")} for k in range(trials)]
-    return [{"learning_rate": rate, "beta": beta} for rate, beta in product(LEARNING_RATES, arm.betas)]
+        step = (arm.rates[1] / arm.rates[0]) ** 0.5
+        return [{"learning_rate": float(f"{arm.rates[0] * step**k:.2g}")} for k in range(TRIALS)]
+    settings = [{"learning_rate": rate, "beta": beta} for rate, beta in product(arm.rates, arm.betas)]
+    assert len(settings) == TRIALS
+    return settings
 
 
 def share_beginnings(plans: Sequence[Plan], cache: Path, workers: int) -> None:
@@ -184,7 +197,7 @@ def main(words: Sequence[str] | None = None) -> int:
     scale = TOY if arguments.quick else NORMAL
     variants = arguments.variants or (list(VARIANTS) if arguments.full else VARIANTS[:1])
     seeds = arguments.seeds or ([0, 1, 2, 3, 4] if arguments.full else [0] if arguments.quick else [0, 1, 2])
-    names = arguments.arms or [name for name in ARMS if arguments.full or ARMS[name].main]
+    names = arguments.arms or list(ARMS)
     tables = arguments.tables or (["flops", "examples"] if arguments.full or arguments.quick else ["flops"])
     cache = arguments.output / "cache"
 

@@ -37,6 +37,7 @@ def train(folder: str, resume: bool) -> None:
     history = [
         {name: value for name, value in entry.items() if not any(word in name for word in TIMING)}
         for entry in run.state.log_history
+        if "train_runtime" not in entry  # the summary is missing where the run was killed after its last checkpoint
     ]
     counters = {name: value for name, value in run.counters().items() if name != "seconds"}
     torch.save(parameters(run.model), f"{folder}/final.pt")
@@ -70,10 +71,7 @@ def assert_same_end(folder: Path, expected: Path) -> None:
     assert torch.equal(torch.load(folder / "final.pt"), torch.load(expected / "final.pt"))
     found, want = (json.loads((f / "final.json").read_text()) for f in (folder, expected))
     assert found[1] == want[1]
-    for mine, theirs in zip(found[0], want[0], strict=True):
-        assert {k: v for k, v in mine.items() if k != "train_loss"} == {
-            k: v for k, v in theirs.items() if k != "train_loss"
-        }
+    assert found[0] == want[0]
 
 
 def test_killed_at_twenty_random_moments(uninterrupted, tmp_path):

@@ -153,7 +153,7 @@ def test_training_margins_are_exactly_zero_in_the_first_step(mode, tmp_path):
 
 def test_cached_reference_is_read_back(tmp_path, monkeypatch):
     losses_with("cached", output_dir=tmp_path)
-    files = {path.name for path in tmp_path.glob("reference-*.npz")}
+    files = {path.name for path in tmp_path.glob("_reference-*.npz")}
     assert len(files) == 2  # training and evaluation
 
     def refuse(*args, **kwargs):
@@ -169,9 +169,9 @@ def test_cached_reference_is_read_back(tmp_path, monkeypatch):
 
 def test_damaged_cache_is_refused(tmp_path):
     losses_with("cached", output_dir=tmp_path)
-    for path in tmp_path.glob("reference-*.npz"):
+    for path in tmp_path.glob("_reference-*.npz"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"reference-.*npz: not a readable cache"):
+    with pytest.raises(ValueError, match=r"_reference-.*npz: not a readable cache"):
         losses_with("cached", output_dir=tmp_path)
 
 

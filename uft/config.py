@@ -62,6 +62,10 @@ class UnifiedConfig(TrainingArguments):
             raise ValueError(f"max_length is {self.max_length}; want at least 2")
         self._n_gpu = min(self.n_gpu, 1)  # one process per GPU: torchrun or accelerate, not DataParallel
 
+    def __getstate__(self) -> dict:
+        # checkpoints hold the pickled arguments and may be uploaded; a token must not travel with them
+        return {name: None if name == "hub_token" else value for name, value in self.__dict__.items()}
+
     def peft_config(self):
         """The LoRA configuration these arguments describe, or None."""
         if not self.use_peft:

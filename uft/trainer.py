@@ -217,7 +217,7 @@ class UnifiedTrainer(Trainer):
         kinds = self.objective.kinds_with_reference
         layout = [size, training, self.args.seed, self.args.data_seed, data.weights, self.args.padding_side]
         name = combined(weights, data.fingerprint, sorted(kinds), layout, self.args.pad_to_multiple_of)
-        path = Path(self.args.reference_cache or self.args.output_dir) / f"reference-{name}.npz"
+        path = Path(self.args.reference_cache or self.args.output_dir) / f"_reference-{name}.npz"
         with self.accelerator.main_process_first():
             found = load_logps(path)
             if found is None:

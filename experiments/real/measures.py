@@ -99,7 +99,9 @@ def answers(model, data: RealData, part: str, scale: Scale, tokenizer: PreTraine
     """Per task the mean word F1 of greedy answers and the share that is exact, and the means over tasks."""
     asked = _asked(data, part, scale)
     written = greedy(model, asked, tokenizer, scale.sizes.answer_tokens)
-    return _marks([(e.source, w.text if w.ended else w.text + " …", target(e, tokenizer)) for e, w in zip(asked, written)])
+    return _marks(
+        [(e.source, w.text if w.ended else w.text + " …", target(e, tokenizer)) for e, w in zip(asked, written)]
+    )
 
 
 def majority(data: RealData, part: str, scale: Scale, tokenizer: PreTrainedTokenizerBase) -> Measures:
@@ -123,7 +125,9 @@ def _marks(answered: Iterable[tuple[str, str, str]]) -> Measures:
     means = {task: np.mean(rows, axis=0) for task, rows in sorted(marks.items())}
     result = {"skill": float(np.mean([f1 for f1, _ in means.values()]))}
     result["exact"] = float(np.mean([exact for _, exact in means.values()]))
-    return result | {f"{name}/{task}": float(m[k]) for k, name in enumerate(("f1", "exact")) for task, m in means.items()}
+    return result | {
+        f"{name}/{task}": float(m[k]) for k, name in enumerate(("f1", "exact")) for task, m in means.items()
+    }
 
 
 def word_f1(written: str, wanted: str) -> float:

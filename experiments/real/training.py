@@ -195,7 +195,7 @@ def _train(plan: Plan, stage: RealStage, model, base, spent: float, rows: RealDa
 
 
 def _measured(model, base, reference, plan: Plan, rows: RealData, folder: Path, kept: Path) -> dict[str, Any]:
-    """"measures" on the test part, "validation" on the other."""
+    """ "measures" on the test part, "validation" on the other."""
     tokenizer, start = load_tokenizer(folder, plan.scale, kept), time.perf_counter()
     bits = {} if not plan.stages else base_bits(folder, plan.scale, plan.seed, kept)
     found = {
