@@ -42,7 +42,9 @@ def spread_labels(positions: Sequence[float], gap: float) -> list[float]:
 
 def retention_against_alignment(
     path: Path, points: Mapping[str, Sequence[tuple[float, float]]], labels: Mapping[str, str],
-    families: Mapping[str, str], title: str,
+    families: Mapping[str, str], title: str, *,
+    alignment: str = "alignment (mean utility of sampled answers; best policy 1)",
+    retention: str = "retention (skills, taught refusals, facts)",
 ) -> None:  # fmt: skip
     """One small mark per seed (alignment, retention), a large one for the mean, names in a column at the right."""
     figure, axes = plt.subplots(figsize=(7.4, 4.4))
@@ -63,8 +65,8 @@ def retention_against_alignment(
             color=COLOURS[families[arm]],
             arrowprops={"arrowstyle": "-", "color": COLOURS[families[arm]], "alpha": 0.35, "lw": 0.7},
         )  # fmt: skip
-    axes.set_xlabel("alignment (mean utility of sampled answers; best policy 1)")
-    axes.set_ylabel("retention (skills, taught refusals, facts)")
+    axes.set_xlabel(alignment)
+    axes.set_ylabel(retention)
     axes.set_title(title, loc="left")
     figure.savefig(path, bbox_inches="tight")
     plt.close(figure)

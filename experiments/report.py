@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,14 @@ COLUMNS = {
     "length": "length",
     "ended": "ends with EOS",
 }
+CONTRASTED = ("score", "retention", "alignment", "skill", "refusal.", "fact_recall")
 
 
 def by_seed(records: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
-    derive = DERIVED.get(name, lambda measures: measures[name])
-    return {record["seed"]: derive(record["measures"]) for record in records}
+    def value(measures: Mapping[str, float]) -> float:
+        return measures[name] if name in measures else DERIVED[name](measures)
+
+    return {record["seed"]: value(record["measures"]) for record in records}
 
 
 def mean_of(records: Sequence[Mapping[str, Any]], name: str) -> Interval:
@@ -116,11 +119,13 @@ def contrasts(records: Records, arms: Mapping[str, Any], chosen: Mapping[str, An
     return found
 
 
-def contrast_rows(records: Records, arms: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[list[str]]:
+def contrast_rows(
+    records: Records, arms: Mapping[str, Any], chosen: Mapping[str, Any], names: Sequence[str] = CONTRASTED
+) -> list[list[str]]:
     rows = []
     for a, b in contrasts(records, arms, chosen):
         row = [f"{arms[a].label} − {arms[b].label}"]
-        for name in ("score", "retention", "alignment", "skill", "refusal.", "fact_recall"):
+        for name in names:
             difference = paired_difference(by_seed(records[a], name), by_seed(records[b], name))
             row.append(_signed(difference))
         rows.append(row)
@@ -133,7 +138,9 @@ def _signed(found: Interval) -> str:
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
-def lost_since_sft(records: Records, arms: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
+def lost_since_sft(
+    records: Records, arms: Mapping[str, Any], abilities: Iterable[str] = tuple(ABILITIES)
+) -> tuple[np.ndarray, list[str]]:
     """[arms, abilities]: what each arm has, less what its seed's supervised stage had; mean over seeds."""
     shared = {
         run["seed"]: run["stages"][0]["measures"]
@@ -145,7 +152,7 @@ def lost_since_sft(records: Records, arms: Mapping[str, Any]) -> tuple[np.ndarra
     rows, names = [], []
     for arm, runs in records.items():
         differences = [
-            [run["measures"][ability] - shared[run["seed"]][ability] for ability in ABILITIES]
+            [run["measures"][ability] - shared[run["seed"]][ability] for ability in abilities]
             for run in runs
             if run["seed"] in shared
         ]

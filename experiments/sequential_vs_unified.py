@@ -74,9 +74,9 @@ def likelihood_only(learning_rate: float, beta: None, equal: str) -> LabStage:
 REPLAY = 0.25  # share of the demonstrations that the second stage draws again
 # Eight trials for every arm: four learning rates and two betas, or eight learning rates where there is no beta.
 FROM_BASE = (1e-4, 2e-4, 4e-4, 8e-4)
-AFTER_SFT = (1e-5, 3e-5, 1e-4, 3e-4)
+AFTER_SFT = (3e-5, 1e-4, 3e-4, 1e-3)
 TRIALS = 8
-PAIRWISE_BETAS, POINTWISE_BETAS = (0.1, 0.5), (0.03, 0.1)
+BETAS = (0.1, 0.5)
 SEARCH_SEEDS = (0,)
 VARIANTS = ("hedged_pairs", "noisy_pairs")  # the first is what `make compare` shows
 
@@ -86,17 +86,25 @@ ARMS: dict[str, Arm] = {
     "sft_chosen": Arm(
         "SFT on demonstrations + chosen", preference_stage("sft_chosen", 1.0), FROM_BASE, family="control"
     ),
-    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), AFTER_SFT, PAIRWISE_BETAS, True),
-    "sft_dpo_replay": Arm("SFT → DPO + replay", preference_stage("dpo_nll", REPLAY), AFTER_SFT, PAIRWISE_BETAS, True),
-    "sft_kto": Arm("SFT → KTO", preference_stage("kto"), AFTER_SFT, PAIRWISE_BETAS, True),
-    "sft_una": Arm("SFT → UNA", preference_stage("una"), AFTER_SFT, POINTWISE_BETAS, True),
-    "unified_dpo_nll": Arm(
-        "unified DPO + NLL", preference_stage("dpo_nll", 1.0), FROM_BASE, PAIRWISE_BETAS, family="unified"
-    ),
+    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), AFTER_SFT, BETAS, True),
+    "sft_dpo_replay": Arm("SFT → DPO + replay", preference_stage("dpo_nll", REPLAY), AFTER_SFT, BETAS, True),
+    "sft_kto": Arm("SFT → KTO", preference_stage("kto"), AFTER_SFT, (0.5, 1.5), True),
+    "sft_una": Arm("SFT → UNA", preference_stage("una"), AFTER_SFT, (0.1, 0.3), True),
+    "unified_dpo_nll": Arm("unified DPO + NLL", preference_stage("dpo_nll", 1.0), FROM_BASE, BETAS, family="unified"),
+    # its gradient per response is at most 0.3 beta and vanishes with the margin: it wants small betas and large rates
     "unified_uft": Arm(
-        "unified UFT (Wang et al.)", preference_stage("uft", 1.0), FROM_BASE, POINTWISE_BETAS, family="unified"
+        "unified UFT (Wang et al.)",
+        preference_stage("uft", 1.0),
+        (4e-4, 8e-4, 1.6e-3, 3.2e-3),
+        (0.01, 0.03),
+        family="unified",
     ),
 }
+
+
+# The supervised stage that sequential arms share has a search of its own, at its own length: settings that are best
+# for a longer supervised run leave a shorter one half trained, and every arm that goes on from it handicapped.
+SFT_STAGE = "sft_stage"
 
 
 def plan_of(arm: str, seed: int, variant: str, scale: Scale, equal: str, chosen: dict[str, Any]) -> Plan:
@@ -104,7 +112,7 @@ def plan_of(arm: str, seed: int, variant: str, scale: Scale, equal: str, chosen:
     spec, stages = ARMS[arm], []
     if spec.after_sft:
         share = 1.0 - REPLAY if equal == "examples" and "replay" in arm else 1.0
-        stages.append(LabStage("sft", "sft", chosen["sft"]["learning_rate"], share))
+        stages.append(LabStage("sft", "sft", chosen[SFT_STAGE]["learning_rate"], share))
     if spec.last is not None:
         stages.append(spec.last(chosen[arm]["learning_rate"], chosen[arm].get("beta"), equal))
     return Plan(tuple(stages), seed, variant, scale)
@@ -113,14 +121,16 @@ def plan_of(arm: str, seed: int, variant: str, scale: Scale, equal: str, chosen:
 def search_settings(
     names: Sequence[str], variant: str, scale: Scale, seeds: Sequence[int], cache: Path, workers: int
 ) -> dict[str, Any]:
-    """For every arm the same number of trials; the supervised stage is chosen first, for others begin with it."""
+    """For every arm the same number of trials; the shared supervised stage is chosen first, for others begin with it."""
     chosen: dict[str, Any] = {}
-    tuned = [name for name in names if ARMS[name].last is not None]
-    for group in (["sft"], [name for name in tuned if name != "sft"]):
+    for group in ([SFT_STAGE], [name for name in names if ARMS[name].last is not None]):
         jobs, about = [], []
         for name, seed in product(group, seeds):
-            for settings in grid(ARMS[name]):
-                plan = plan_of(name, seed, variant, scale, "flops", chosen | {name: settings})
+            for settings in grid(ARMS["sft" if name == SFT_STAGE else name]):
+                if name == SFT_STAGE:
+                    plan = Plan((LabStage("sft", "sft", settings["learning_rate"], 1.0),), seed, variant, scale)
+                else:
+                    plan = plan_of(name, seed, variant, scale, "flops", chosen | {name: settings})
                 label = f"{name} {' '.join(f'{k}={v:g}' for k, v in settings.items())} seed {seed}"
                 arguments = {"plan": plan, "cache": str(cache), "prompts": VALIDATION, "curves": False}
                 jobs.append(Job(label, run_plan, arguments))
@@ -128,8 +138,10 @@ def search_settings(
         share_beginnings([job.arguments["plan"] for job in jobs], cache, workers)
         results = run_jobs(jobs, cache, workers=workers, title=f"search {variant}")
         for name in group:
+            # the supervised stage is there to teach and keep, so it is chosen by retention alone
+            judge = search.retention if name == SFT_STAGE else search.score
             trials = [
-                {"settings": settings, "seed": seed, "score": search.score(result["measures"])}
+                {"settings": settings, "seed": seed, "score": judge(result["measures"])}
                 for (arm, settings, seed), result in zip(about, results)
                 if arm == name
             ]

@@ -125,7 +125,7 @@ def log_distributions(model: PreTrainedModel, batch: Batch) -> Tensor:
 @torch.no_grad()
 def logp(model: PreTrainedModel, batch: Batch) -> Tensor:
     """float32 [R]: log π(y | x) of every response, in nats."""
-    token_logp = log_distributions(model, batch).gather(-1, batch.input_ids[:, :-1, None])[..., 0]
+    token_logp = log_distributions(model, batch).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
     return torch.where(batch.shifted, token_logp, 0.0).sum(-1)
 
 

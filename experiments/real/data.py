@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ def answered(text: Any) -> Any:
     return " " + text.strip() if isinstance(text, str) else text
 
 
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
 def task_of(row: Mapping[str, Any]) -> str:
     return row["task"] if row["source"] == "t0" else row["source"]
 
@@ -86,7 +91,7 @@ def load(folder: Path, scale: Scale, kept: Path) -> RealData:
         found, report[name] = _examples(name, rows, kind, source_of, template, scale.max_length)
         return found
 
-    taught = [row for row in read(folder, "demonstrations") if task_of(row) in scale.rows.tasks]
+    taught = [row for row in read(folder, "demonstrations") if matches(task_of(row), scale.rows.tasks)]
     pairs = read(folder, "pairs")
     demonstrated = fitting(DEMONSTRATIONS, taught, "demonstration", task_of)
     preferred = fitting(PREFERENCES, pairs, "pair", _collection)

@@ -26,7 +26,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from uft_kernels import token_divergence
 
-from experiments.real.data import RealData
+from experiments.real.data import RealData, matches
 from experiments.real.politeness import Judge
 from experiments.real.settings import Scale
 from uft.feedback import Batch, Collator, Example
@@ -114,7 +114,7 @@ def majority(data: RealData, part: str, scale: Scale, tokenizer: PreTrainedToken
 
 
 def _asked(data: RealData, part: str, scale: Scale) -> list[Example]:
-    tasks = by_source(e for e in data.demonstrations[part] if e.source in scale.rows.answered)
+    tasks = by_source(e for e in data.demonstrations[part] if matches(e.source, scale.rows.answered))
     return [e for rows in tasks.values() for e in rows[: scale.sizes.answers_per_task]]
 
 

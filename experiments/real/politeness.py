@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -15,7 +16,7 @@ PENALTY = 3e-4
 
 def features(text: str) -> set[str]:
     words = re.findall(r"[\w']+|[?!]", text.lower())
-    return {*words, *map(" ".join, zip(words, words[1:]))}
+    return {*words, *map(" ".join, pairwise(words))}
 
 
 @dataclass(frozen=True)

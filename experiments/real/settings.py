@@ -37,8 +37,8 @@ class Base:
 class Rows:
     """Which rows are used, all of at most `max_length` tokens (prompt and response).
 
-    tasks        of the demonstrations; other tasks are left out
-    answered     tasks whose greedy answers are measured, too
+    tasks        patterns of names of tasks to learn from; other tasks are left out
+    answered     those whose greedy answers are measured, too
     min_source   sources with fewer held-out pairs than this are not reported on their own
     """
 

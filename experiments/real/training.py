@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache as remembered
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, PrinterCallback
 
-from experiments.real.base import keep, load_base, load_tokenizer
+from experiments.real.base import base_folder, keep, load_base, load_tokenizer
 from experiments.real.data import DEMONSTRATIONS, PREFERENCES, RealData, load
 from experiments.real.files import fingerprint, key_of
-from experiments.real.measures import knowledge, measure
+from experiments.real.measures import judge_accuracy, knowledge, majority, measure
 from experiments.real.settings import Scale
 from uft.compute import Meter
 from uft.config import UnifiedConfig
@@ -211,6 +212,18 @@ def base_bits(folder: Path, scale: Scale, seed: int, kept: Path) -> dict[str, fl
     rows, collate = load(folder, scale, kept), Collator(load_tokenizer(folder, scale, kept).pad_token_id)
     base = _device(load_base(folder, scale, seed, kept)).eval()
     return {part: knowledge(base, rows, part, collate, None)["bits_per_byte"] for part in rows.text}
+
+
+def overview(folder: Path, scale: Scale, seeds: Sequence[int], kept: Path) -> dict[str, Any]:
+    """What a report tells besides the arms: bases, what became of every row, and the lines to compare with."""
+    rows, tokenizer = load(folder, scale, kept), load_tokenizer(folder, scale, kept)
+    bases = [base_folder(folder, scale, seed, kept) / "record.json" for seed in seeds]
+    return {
+        "bases": [json.loads(path.read_text()) for path in bases],
+        "report": rows.report,
+        "judge": {part: judge_accuracy(rows, part, tokenizer) for part in rows.text},
+        "majority": majority(rows, "test", scale, tokenizer),
+    }
 
 
 def _device(model: LlamaForCausalLM) -> LlamaForCausalLM:
