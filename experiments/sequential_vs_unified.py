@@ -74,7 +74,8 @@ def likelihood_only(learning_rate: float, beta: None, equal: str) -> LabStage:
 REPLAY = 0.25  # share of the demonstrations that the second stage draws again
 # Eight trials for every arm: four learning rates and two betas, or eight learning rates where there is no beta.
 FROM_BASE = (1e-4, 2e-4, 4e-4, 8e-4)
-AFTER_SFT = (3e-5, 1e-4, 3e-4, 1e-3)
+AFTER_SFT = (1e-5, 3e-5, 1e-4, 3e-4)
+AFTER_SFT_HIGHER = (3e-5, 1e-4, 3e-4, 1e-3)
 TRIALS = 8
 BETAS = (0.1, 0.5)
 SEARCH_SEEDS = (0,)
@@ -87,9 +88,9 @@ ARMS: dict[str, Arm] = {
         "SFT on demonstrations + chosen", preference_stage("sft_chosen", 1.0), FROM_BASE, family="control"
     ),
     "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), AFTER_SFT, BETAS, True),
-    "sft_dpo_replay": Arm("SFT → DPO + replay", preference_stage("dpo_nll", REPLAY), AFTER_SFT, BETAS, True),
+    "sft_dpo_replay": Arm("SFT → DPO + replay", preference_stage("dpo_nll", REPLAY), AFTER_SFT_HIGHER, BETAS, True),
     "sft_kto": Arm("SFT → KTO", preference_stage("kto"), AFTER_SFT, (0.5, 1.5), True),
-    "sft_una": Arm("SFT → UNA", preference_stage("una"), AFTER_SFT, (0.1, 0.3), True),
+    "sft_una": Arm("SFT → UNA", preference_stage("una"), AFTER_SFT_HIGHER, (0.1, 0.3), True),
     "unified_dpo_nll": Arm("unified DPO + NLL", preference_stage("dpo_nll", 1.0), FROM_BASE, BETAS, family="unified"),
     # its gradient per response is at most 0.3 beta and vanishes with the margin: it wants small betas and large rates
     "unified_uft": Arm(
