@@ -159,7 +159,7 @@ def test_cached_reference_is_read_back(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("uft.trainer.compute_logps", refuse)
+    monkeypatch.setattr("uft.reference_cache.compute_logps", refuse)
     losses_with("cached", output_dir=tmp_path)
     with pytest.raises(AssertionError, match="computed again"):  # other weights, other fingerprint
         trainer(

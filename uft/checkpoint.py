@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
+
+from transformers import Trainer
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+
+from uft.metrics import RunState
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 ASIDE = "partial"  # a checkpoint is written in this folder, flushed to disk, and renamed
@@ -44,3 +51,56 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
         return None
     found = [(int(m.group(1)), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
     return next((str(path) for _, path in sorted(found, reverse=True) if is_whole(path)), None)
+
+
+class WholeCheckpoints(Trainer):
+    """A Trainer whose checkpoints appear under their name only when everything in them is on disk."""
+
+    _aside: Path | None = None
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._aside or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Written aside by transformers, flushed, and renamed: a kill at any moment leaves it whole or absent."""
+        run_dir = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        pushes, self.args.push_to_hub = self.args.push_to_hub, False
+        self._aside = run_dir / ASIDE
+        try:
+            if self.args.should_save:
+                shutil.rmtree(self._aside, ignore_errors=True)
+            super()._save_checkpoint(model, trial)
+            if self.state.best_global_step:  # transformers looked for it under the name aside
+                best = run_dir / f"checkpoint-{self.state.best_global_step}"
+                self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(self._aside / name / "trainer_state.json"))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                shutil.rmtree(run_dir / name, ignore_errors=True)
+                publish(self._aside / name, run_dir / name)
+                shutil.rmtree(self._aside, ignore_errors=True)
+        finally:
+            self._aside, self.args.push_to_hub = None, pushes
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+        if pushes:
+            self._push_from_checkpoint(str(run_dir / name))
+
+    def load_finished(self, checkpoint: str) -> TrainOutput | None:
+        """Loads a checkpoint of the last step, and None for an earlier one: transformers would go a step further."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if state.global_step < state.max_steps or self.args.max_steps > state.global_step:
+            return None
+        self._load_from_checkpoint(checkpoint)
+        self.state = state
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RunState):
+                callback.on_train_begin(self.args, state, self.control)
+        return TrainOutput(state.global_step, float("nan"), {})

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from uft import losses
-from uft.feedback import ROWS, Batch
+from uft.feedback import KINDS, ROWS, Batch
 from uft.models import Scored
 
 Weight = float | Callable[[float], float]  # a constant, or a function of training progress in [0, 1]
@@ -301,6 +301,13 @@ class Objective:
         """The kinds of example whose responses the reference must score."""
         needing = tuple(term for term in self.terms if term.needs_reference)
         return Objective(needing).kinds if needing else frozenset()
+
+    def reference_rows(self, batch: Batch) -> Tensor:
+        """bool [R]: the responses that the reference must score."""
+        rows = torch.zeros_like(batch.kind, dtype=torch.bool)
+        for kind in self.kinds_with_reference:
+            rows |= batch.kind == KINDS.index(kind)
+        return rows
 
     def counts(self, batch: Batch) -> Tensor:
         """float64 [terms]: the items of this batch, to be summed over the step."""

@@ -6,17 +6,57 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
+from uft.models import is_peft, unwrapped
 
 PACKAGES = ("unified-finetuning", "torch", "transformers", "accelerate", "peft", "datasets", "triton", "numpy")
+
+
+def run_record(trainer: Any, counters: Mapping[str, float]) -> dict[str, Any]:
+    """Everything another person needs to judge or repeat a run: configuration, data, metrics over time, compute."""
+    model = unwrapped(trainer.model)
+    bare = model.get_base_model() if is_peft(model) else model
+    data = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
+    return {
+        "objective": {"name": trainer.objective.name, "terms": trainer.objective.describe()},
+        "reference": type(trainer.reference).__name__ if trainer.reference else trainer.args.reference,
+        "data": {
+            split: {"fingerprint": part.fingerprint, "sizes": dict(zip(part.sources, part.sizes))}
+            for split, part in data.items()
+            if hasattr(part, "fingerprint")
+        },
+        "config": trainer.args.to_sanitized_dict(),
+        "model": {
+            "architecture": type(bare).__name__,
+            "base": _hub_id(bare),
+            "adapter": is_peft(model),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        "seed": trainer.args.seed,
+        "steps": trainer.state.global_step,
+        "compute": {**counters, "peak_memory_bytes": peak_memory_bytes()},
+        "metrics": trainer.state.log_history,
+        **environment(),
+    }
+
+
+def _hub_id(model: nn.Module) -> str | None:
+    """The hub id of the model that training began with; None for a folder or fresh weights."""
+    name = getattr(model.config, "_name_or_path", "")
+    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None
 
 
 def environment() -> dict[str, Any]:

@@ -8,16 +8,19 @@ tokenised data, objective rows and batch layout; a run with the same fingerprint
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from uft.feedback import KINDS, Batch, Example
+from uft.feedback import KINDS, Batch, Collator, Example
 from uft.models import score
 
 Logps = dict[tuple[str, int], list[float]]
@@ -111,3 +114,73 @@ def load_logps(path: Path) -> Logps | None:
             return {key: value.tolist() for key, value in zip(keys, values)}
     except Exception as error:
         raise ValueError(f"{path}: not a readable cache of reference log-probabilities ({error}); delete it") from error
+
+
+class ReferenceCache:
+    """The cached reference of a trainer: per data set, log-probabilities of the policy before the first step.
+
+    Does nothing unless `wanted`, that is where the objective needs a reference and args.reference is "cached".
+    """
+
+    def __init__(self, trainer: Any, *, wanted: bool):
+        self.trainer, self.wanted = trainer, wanted
+        self._logps: dict[tuple[str, bool], Logps] = {}  # by fingerprint of the data, and whether for training
+
+    def prepare(self) -> None:
+        """Computes, or reads from disk, what training and evaluation data need; once."""
+        if not self.wanted or self._logps:
+            return
+        trainer = self.trainer
+        weights = weights_fingerprint(trainer.model)
+        evaluation = trainer.eval_dataset
+        evaluation = list(evaluation.values()) if isinstance(evaluation, Mapping) else [evaluation]
+        for data, training in [(trainer.train_dataset, True), *((data, False) for data in evaluation)]:
+            if data is not None:
+                self._logps[data.fingerprint, training] = self._of(data, weights, training)
+        if trainer.train_dataset is not None:
+            trainer.data_collator = self.collator(trainer.train_dataset, training=True)
+
+    def collator(self, data: Any, *, training: bool) -> Collator:
+        """Cached numbers differ between training and evaluation data, which may share names and row numbers."""
+        if not self.wanted:
+            return self.trainer.data_collator
+        logps = self._logps.get((data.fingerprint, training))
+        if logps is None:
+            raise ValueError("reference 'cached' knows only the data sets the trainer was made with")
+        kinds = self.trainer.objective.kinds_with_reference
+        return replace(self.trainer.data_collator, reference_logps=logps, reference_kinds=kinds)
+
+    def _of(self, data: Any, weights: str, training: bool) -> Logps:
+        trainer, args = self.trainer, self.trainer.args
+        size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size
+        kinds = trainer.objective.kinds_with_reference
+        layout = [size, training, args.seed, args.data_seed, data.weights, args.padding_side, args.pad_to_multiple_of]
+        name = combined(weights, data.fingerprint, sorted(kinds), layout)
+        # hubs are not sent what begins with an underscore
+        path = Path(args.reference_cache or args.output_dir) / f"_reference-{name}.npz"
+        with trainer.accelerator.main_process_first():
+            found = load_logps(path)
+            if found is None:
+                found, run = compute_logps(
+                    trainer.model,
+                    _planned_batches(data, size, trainer._get_train_sampler(data) if training else None),
+                    replace(trainer.data_collator, reference_logps=None),
+                    lambda batch: Batch(trainer._prepare_inputs(batch)),
+                    trainer.objective.reference_rows,
+                    {(e.source, e.row) for e in data if e.kind in kinds},
+                )
+                save_logps(path, found)
+                for batch in run:
+                    flops = trainer.meter.cost.forward(batch.attention_mask.sum(-1).cpu().numpy()).sum()
+                    trainer.run_state.count(reference_forwards=len(batch.kind), flops=int(flops))
+        return found
+
+
+def _planned_batches(data: Any, size: int, sampler: Any) -> Iterator[list[Example]]:
+    """The examples of each micro-batch that will be run, epoch after epoch; without a sampler in the data's order."""
+    for epoch in itertools.count():
+        if sampler is not None:
+            sampler.set_epoch(epoch)
+        indices = range(len(data)) if sampler is None else list(sampler)
+        for start in range(0, len(indices), size):
+            yield [data[i] for i in indices[start : start + size]]

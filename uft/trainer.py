@@ -15,33 +15,29 @@ or absent.
 from __future__ import annotations
 
 import copy
-import itertools
-import re
-import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalLoopOutput
 
-from uft.checkpoint import ASIDE, last_checkpoint, publish
+from uft.checkpoint import WholeCheckpoints, last_checkpoint
 from uft.compute import Meter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
 from uft.feedback import KINDS, Batch, Collator, mismatched
 from uft.metrics import RunState
 from uft.model_card import TAGS, write_model_card
-from uft.models import FrozenReference, Reference, Scored, is_peft, load_policy, make_reference, score, unwrapped
+from uft.models import FrozenReference, Reference, Scored, is_peft, load_policy, make_reference, score
 from uft.objective import Objective, Sums
 from uft.presets import make_objective
-from uft.record import environment, peak_memory_bytes, write_json
-from uft.reference_cache import Logps, combined, compute_logps, load_logps, save_logps, weights_fingerprint
+from uft.record import run_record, write_json
+from uft.reference_cache import ReferenceCache
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Step:
     micro_batches: int = 1
 
 
-class UnifiedTrainer(Trainer):
+class UnifiedTrainer(WholeCheckpoints):
     """Trains one policy on any mixture of demonstrations, pairs, labels, scores and documents.
 
     model           hub id, path, config (fresh weights) or model
@@ -125,8 +121,6 @@ class UnifiedTrainer(Trainer):
                 elif isinstance(getattr(module, "attention_dropout", None), float):
                     module.attention_dropout = 0.0
 
-        self._cached_logps: dict[tuple[str, bool], Logps] = {}  # by fingerprint, and whether for training
-        self._aside: Path | None = None
         self._totals: dict[str, float] = {}
         self.reference = self._reference(policy, reference, args)
         pad = processing_class.pad_token_id
@@ -149,8 +143,9 @@ class UnifiedTrainer(Trainer):
         self.add_callback(RunState())
         if self.reference is not None and isinstance(getattr(self.reference, "model", None), nn.Module):
             self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
-        runs = self.objective.needs_reference and args.reference != "cached"
-        self.meter = Meter(policy, self.objective, runs)
+        cached = self.objective.needs_reference and self.reference is None
+        self.meter = Meter(policy, self.objective, self.objective.needs_reference and not cached)
+        self.reference_cache = ReferenceCache(self, wanted=cached)
         self._clock = time.perf_counter()
 
     # ---- data ----
@@ -195,73 +190,16 @@ class UnifiedTrainer(Trainer):
         if args.reference == "cached":
             if self.objective.needs_divergence:
                 raise ValueError("a KL term needs the reference model itself; reference 'cached' keeps only its logps")
-            return None  # its log-probabilities are computed before the first step, see train()
+            return None  # its log-probabilities are computed by ReferenceCache before the first step
         return make_reference(policy, args.reference)
-
-    def _cache_reference(self) -> None:
-        """Computes, or reads from disk, the log-probabilities of the policy as it is before the first step."""
-        if self.args.reference != "cached" or not self.objective.needs_reference or self._cached_logps:
-            return
-        weights = weights_fingerprint(self.model)
-        datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
-        for training, group in ((True, [self.train_dataset]), (False, datasets)):
-            for data in group:
-                if data is not None:
-                    logps = self._reference_logps(data, weights, training=training)
-                    self._cached_logps[data.fingerprint, training] = logps
-        if self.train_dataset is not None:
-            self.data_collator = self._collator_for(self.train_dataset, training=True)
-
-    def _reference_logps(self, data: FeedbackDataset, weights: str, *, training: bool) -> Logps:
-        size = self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
-        kinds = self.objective.kinds_with_reference
-        layout = [size, training, self.args.seed, self.args.data_seed, data.weights, self.args.padding_side]
-        name = combined(weights, data.fingerprint, sorted(kinds), layout, self.args.pad_to_multiple_of)
-        path = Path(self.args.reference_cache or self.args.output_dir) / f"_reference-{name}.npz"
-        with self.accelerator.main_process_first():
-            found = load_logps(path)
-            if found is None:
-                found, run = compute_logps(
-                    self.model,
-                    self._planned_batches(data, size, shuffled=training),
-                    replace(self.data_collator, reference_logps=None),
-                    lambda batch: Batch(self._prepare_inputs(batch)),
-                    lambda batch: reference_rows(self.objective, batch),
-                    {(e.source, e.row) for e in data if e.kind in kinds},
-                )
-                save_logps(path, found)
-                for batch in run:
-                    flops = self.meter.cost.forward(batch.attention_mask.sum(-1).cpu().numpy()).sum()
-                    self.run_state.count(reference_forwards=len(batch.kind), flops=int(flops))
-        return found
-
-    def _planned_batches(self, data: FeedbackDataset, size: int, *, shuffled: bool):
-        """The examples of each micro-batch that will be run, epoch after epoch."""
-        sampler = self._get_train_sampler(data) if shuffled else None
-        for epoch in itertools.count():
-            if sampler is not None:
-                sampler.set_epoch(epoch)
-            indices = list(sampler) if sampler is not None else range(len(data))
-            for start in range(0, len(indices), size):
-                yield [data[i] for i in indices[start : start + size]]
-
-    def _collator_for(self, data: FeedbackDataset, *, training: bool) -> Collator:
-        """Sources and cached reference differ between training and evaluation data, which may share row numbers."""
-        logps = None
-        if self._cached_logps:
-            logps = self._cached_logps.get((data.fingerprint, training))
-            if logps is None:
-                raise ValueError("reference 'cached' knows only the data sets the trainer was made with")
-        kinds = self.objective.kinds_with_reference
-        return replace(self.data_collator, reference_logps=logps, reference_kinds=kinds)
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         data = self.eval_dataset[data] if isinstance(data, str) else data
-        self._cache_reference()
+        self.reference_cache.prepare()
         kept = self.data_collator
         if isinstance(data, FeedbackDataset):
-            self.data_collator = self._collator_for(data, training=False)
+            self.data_collator = self.reference_cache.collator(data, training=False)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -272,69 +210,23 @@ class UnifiedTrainer(Trainer):
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir!r} to resume from")
-        self._cache_reference()
-        if resume_from_checkpoint and (output := self._finished(resume_from_checkpoint)):
+        self.reference_cache.prepare()
+        if resume_from_checkpoint and (output := self.load_finished(resume_from_checkpoint)):
             return output
         self._clock = time.perf_counter()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.write_record()
         return output
 
-    def _finished(self, checkpoint: str) -> TrainOutput | None:
-        """Loads a checkpoint of the last step; resuming one in transformers would take a step more."""
-        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        if state.global_step < state.max_steps or self.args.max_steps > state.global_step:
-            return None
-        self._load_from_checkpoint(checkpoint)
-        self.state = state
-        self.run_state.on_train_begin(self.args, state, self.control)
-        return TrainOutput(state.global_step, float("nan"), {})
-
     def record(self, counters: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """Everything another person needs to judge or repeat this run: configuration, data, metrics, compute.
-
-        To be called on every rank, which add up their counters, unless `counters` are given.
-        """
-        return {
-            "objective": {"name": self.objective.name, "terms": self.objective.describe()},
-            "reference": type(self.reference).__name__ if self.reference else self.args.reference,
-            "data": {
-                split: {"fingerprint": data.fingerprint, "sizes": dict(zip(data.sources, data.sizes))}
-                for split, data in (("train", self.train_dataset), ("eval", self.eval_dataset))
-                if isinstance(data, FeedbackDataset)
-            },
-            "config": self.args.to_sanitized_dict(),
-            "model": {
-                "architecture": type(self._bare_model()).__name__,
-                "base": self._base_id(),
-                "adapter": is_peft(unwrapped(self.model)),
-                "parameters": sum(p.numel() for p in self.model.parameters()),
-                "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            },
-            "seed": self.args.seed,
-            "steps": self.state.global_step,
-            "compute": {
-                **(self.counters() if counters is None else counters),
-                "peak_memory_bytes": peak_memory_bytes(),
-            },
-            "metrics": self.state.log_history,
-            **environment(),
-        }
+        """See `uft.record.run_record`.  To be called on every rank, which add up their counters, unless given."""
+        return run_record(self, self.counters() if counters is None else counters)
 
     def write_record(self) -> None:
         """run.json of the output folder."""
         record = self.record()  # on every rank, for it adds up their counters
         if self.args.should_save:
             write_json(Path(self.args.output_dir) / "run.json", record)
-
-    def _bare_model(self) -> nn.Module:
-        model = unwrapped(self.model)
-        return model.get_base_model() if is_peft(model) else model
-
-    def _base_id(self) -> str | None:
-        """The hub id of the model that training began with; None for a folder or fresh weights."""
-        name = getattr(self._bare_model().config, "_name_or_path", "")
-        return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None
 
     def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None, **kwargs) -> None:
         """README.md of the output folder: objective, data and compute of this run."""
@@ -389,7 +281,7 @@ class UnifiedTrainer(Trainer):
             model,
             main,
             self.reference,
-            reference_rows=reference_rows(self.objective, main),
+            reference_rows=self.objective.reference_rows(main),
             divergence=self.objective.needs_divergence,
         )
 
@@ -507,57 +399,15 @@ class UnifiedTrainer(Trainer):
         named = {f"{metric_key_prefix}_{name}": value for name, value in means.items() if "weight/" not in name}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=examples)
 
-    # ---- checkpoints: whole or absent ----
-
-    def _get_output_dir(self, trial) -> str:
-        return str(self._aside or super()._get_output_dir(trial))
-
     def _save_checkpoint(self, model, trial) -> None:
-        """Written aside by transformers, flushed, and renamed: a kill at any moment leaves it whole or absent."""
-        run_dir = Path(super()._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
-        pushes, self.args.push_to_hub = self.args.push_to_hub, False
-        self._aside = run_dir / ASIDE
-        try:
-            if self.args.should_save:
-                shutil.rmtree(self._aside, ignore_errors=True)
-                self.run_state.count(seconds=self._elapsed())
-            super()._save_checkpoint(model, trial)
-            if self.state.best_global_step:  # transformers looked for it under the name aside
-                best = run_dir / f"checkpoint-{self.state.best_global_step}"
-                self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(self._aside / name / "trainer_state.json"))
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                shutil.rmtree(run_dir / name, ignore_errors=True)
-                publish(self._aside / name, run_dir / name)
-                shutil.rmtree(self._aside, ignore_errors=True)
-        finally:
-            self._aside, self.args.push_to_hub = None, pushes
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
-        if pushes:
-            self._push_from_checkpoint(str(run_dir / name))
+        self.run_state.count(seconds=self._elapsed())
+        super()._save_checkpoint(model, trial)
 
     def _elapsed(self) -> float:
         """Seconds since the last call."""
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         return elapsed
-
-
-def reference_rows(objective: Objective, batch: Batch) -> Tensor:
-    """bool [R]: the responses whose kind some reference-using term is on."""
-    rows = torch.zeros_like(batch.kind, dtype=torch.bool)
-    for kind in objective.kinds_with_reference:
-        rows |= batch.kind == KINDS.index(kind)
-    return rows
 
 
 def _sources(*datasets: Any) -> tuple[str, ...]:
