@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -122,7 +123,7 @@ def plan_of(arm: str, seed: int, variant: str, scale: Scale, equal: str, chosen:
 def search_settings(
     names: Sequence[str], variant: str, scale: Scale, seeds: Sequence[int], cache: Path, workers: int
 ) -> dict[str, Any]:
-    """For every arm the same number of trials; the shared supervised stage is chosen first, for others begin with it."""
+    """The same number of trials for every arm; the shared supervised stage first, for others begin with it."""
     chosen: dict[str, Any] = {}
     for group in ([SFT_STAGE], [name for name in names if ARMS[name].last is not None]):
         jobs, about = [], []
@@ -198,6 +199,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="every arm, five seeds, all variants, with the search")
     parser.add_argument("--quick", action="store_true", help="toy size: shows that everything runs, nothing else")
     parser.add_argument("--search", action="store_true", help="only the search; writes search.json to the results")
+    parser.add_argument("--results", action="store_true", help="also copy what is written into experiments/results")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--variants", nargs="+")
     parser.add_argument("--tables", nargs="+", choices=("flops", "examples"))
@@ -227,6 +229,9 @@ def main(words: Sequence[str] | None = None) -> int:
     found = compare(names, variants, scale, seeds, chosen, cache, arguments.workers, tables)
     settings = {"description": describe(scale, seeds), "scale": vars(scale), "seeds": seeds, "arms": names}
     print(write_report(arguments.output, found, ARMS, chosen, settings))
+    if arguments.results or arguments.full:
+        for path in (p for p in arguments.output.iterdir() if p.suffix in (".md", ".json", ".png")):
+            shutil.copy(path, RESULTS / path.name)
     print(f"{arguments.output}/report.md, summary.json and figures; {(time.monotonic() - start) / 60:.1f} min")
     return 0
 
