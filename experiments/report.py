@@ -243,9 +243,11 @@ def write_report(
 
 
 def _figures(folder, slug, records, trained, arms, labels, families) -> list[str]:
+    if not trained:
+        return []
     points = {
         arm: list(zip(by_seed(runs, "alignment").values(), by_seed(runs, "retention").values()))
-        for arm, runs in records.items()
+        for arm, runs in trained.items()  # the base would squeeze the others together
     }
     variant = slug.split("-", 1)[1]
     figures.retention_against_alignment(
