@@ -28,7 +28,7 @@ from typing import Any
 
 from experiments import search
 from experiments.jobs import Job, run_jobs
-from experiments.real.files import fingerprint, missing
+from experiments.real.files import Place, fingerprint, missing
 from experiments.real.report import write_report
 from experiments.real.settings import RECIPES, Design, Scale, Settings, read_settings
 from experiments.real.training import Plan, RealStage, overview, run_plan
@@ -79,20 +79,16 @@ ARMS: dict[str, Arm] = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where things are: the real files, finished work, and how many runs go side by side."""
+class Runner:
+    """Runs plans, `workers` at a time."""
 
-    data: Path
-    cache: Path
+    place: Place
     workers: int
 
     def run(self, plans: Sequence[tuple[str, Plan]], title: str, keep_last: bool = False) -> list[dict[str, Any]]:
-        jobs = [
-            Job(name, run_plan, {"plan": plan, "data": str(self.data), "cache": str(self.cache)} | kept)
-            for name, plan in plans
-            for kept in [{"keep_last": True} if keep_last else {}]
-        ]
-        return run_jobs(jobs, self.cache, workers=self.workers, title=title)
+        where = {"data": str(self.place.data), "cache": str(self.place.made)}
+        jobs = [Job(name, run_plan, {"plan": plan, "keep_last": keep_last, **where}) for name, plan in plans]
+        return run_jobs(jobs, self.place.made, workers=self.workers, title=title)
 
 
 def plan_of(arm: str, seed: int, scale: Scale, data: str, chosen: dict[str, Any]) -> Plan:
@@ -105,13 +101,13 @@ def plan_of(arm: str, seed: int, scale: Scale, data: str, chosen: dict[str, Any]
     return Plan(tuple(stages), seed, scale, data)
 
 
-def share_beginnings(plans: Sequence[Plan], place: Place) -> None:
+def share_beginnings(plans: Sequence[Plan], runner: Runner) -> None:
     """Trains what several plans begin with, once each, before those plans run side by side."""
     beginnings = {plan.prefix(1).key: plan.prefix(1) for plan in plans if len(plan.stages) > 1}
-    place.run([(f"supervised stage, seed {p.seed}", p) for p in beginnings.values()], "shared beginnings", True)
+    runner.run([(f"supervised stage, seed {p.seed}", p) for p in beginnings.values()], "shared beginnings", True)
 
 
-def search_rates(names: Sequence[str], settings: Settings, data: str, place: Place) -> dict[str, Any]:
+def search_rates(names: Sequence[str], settings: Settings, data: str, runner: Runner) -> dict[str, Any]:
     """For every arm the same number of trials; the supervised stage is chosen first, for others begin with it."""
     chosen: dict[str, Any] = {}
     tuned = [name for name in names if ARMS[name].last is not None]
@@ -126,8 +122,8 @@ def search_rates(names: Sequence[str], settings: Settings, data: str, place: Pla
              plan_of(name, seed, settings.scale, data, chosen | {name: {"learning_rate": rate}}))
             for name, rate, seed in about
         ]  # fmt: skip
-        share_beginnings([plan for _, plan in plans], place)
-        results = place.run(plans, "search")
+        share_beginnings([plan for _, plan in plans], runner)
+        results = runner.run(plans, "search")
         for name in group:
             trials = [
                 {"settings": {"learning_rate": rate}, "seed": seed, "score": result["validation"]["score"]}
@@ -138,13 +134,13 @@ def search_rates(names: Sequence[str], settings: Settings, data: str, place: Pla
     return chosen
 
 
-def compare(names: Sequence[str], settings: Settings, data: str, chosen: dict[str, Any], place: Place):
+def compare(names: Sequence[str], settings: Settings, data: str, chosen: dict[str, Any], runner: Runner):
     """arm -> one record per seed."""
     wanted = list(product(names, settings.seeds))
     plans = [plan_of(name, seed, settings.scale, data, chosen) for name, seed in wanted]
-    share_beginnings(plans, place)
+    share_beginnings(plans, runner)
     labelled = [(f"{ARMS[name].label}, seed {plan.seed}", plan) for (name, _), plan in zip(wanted, plans)]
-    results = place.run(labelled, "compare")
+    results = runner.run(labelled, "compare")
     return {name: [r for (arm, _), r in zip(wanted, results) if arm == name] for name in names}
 
 
@@ -195,13 +191,14 @@ def main(words: Sequence[str] | None = None) -> int:
         settings = replace(settings, seeds=tuple(arguments.seeds))
     names = arguments.arms or [arm for arm in ARMS if ARMS[arm].main or arguments.more]
     output = arguments.output or Path("runs") / name
-    place, data = Place(Path(arguments.data), output / "cache", arguments.workers), fingerprint(Path(arguments.data))
+    runner = Runner(Place(Path(arguments.data), output / "cache"), arguments.workers)
+    data = fingerprint(runner.place.data)
 
     plans = [(f"base model, seed {seed}", Plan((), seed, settings.scale, data)) for seed in settings.seeds]
-    place.run(plans, "pretraining")
-    chosen = search_rates(names, settings, data, place)
-    found = compare(names, settings, data, chosen, place)
-    facts = overview(place.data, settings.scale, settings.seeds, place.cache)
+    runner.run(plans, "pretraining")
+    chosen = search_rates(names, settings, data, runner)
+    found = compare(names, settings, data, chosen, runner)
+    facts = overview(runner.place, settings.scale, settings.seeds)
     print(write_report(output, found, ARMS, chosen, {"settings": asdict(settings), "data": data, **facts}))
     if arguments.results:
         publish(output, RESULTS / name)

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments.real.files import fingerprint, key_of, read
+from experiments.real.files import Place, fingerprint, key_of, read
 from experiments.real.settings import Base, Scale
 from uft.data import Source, Template, load_feedback
 from uft.stages import Budget
@@ -43,12 +43,12 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
 
 
 @cache
-def load_tokenizer(folder: Path, scale: Scale, kept: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(place: Place, scale: Scale) -> PreTrainedTokenizerFast:
     """From the cache, or learnt from a fixed sample of the text: it is the same for every seed."""
     base = scale.base
-    at = kept / "tokenizers" / key_of([base.vocabulary, base.tokenizer_characters, fingerprint(folder)])
+    at = place.made / "tokenizers" / key_of([base.vocabulary, base.tokenizer_characters, fingerprint(place.data)])
     if not at.exists():
-        texts = sample(read(folder, "pretrain"), base.tokenizer_characters, seed=0)
+        texts = sample(read(place.data, "pretrain"), base.tokenizer_characters, seed=0)
         keep(at, make_tokenizer(texts, base.vocabulary).save_pretrained)
     return PreTrainedTokenizerFast.from_pretrained(at)
 
@@ -82,25 +82,25 @@ def llama(base: Base, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Ll
     )
 
 
-def base_folder(folder: Path, scale: Scale, seed: int, kept: Path) -> Path:
-    return kept / "bases" / key_of([asdict(scale.base), scale.max_length, fingerprint(folder), seed])
+def base_folder(place: Place, scale: Scale, seed: int) -> Path:
+    return place.made / "bases" / key_of([asdict(scale.base), scale.max_length, fingerprint(place.data), seed])
 
 
-def load_base(folder: Path, scale: Scale, seed: int, kept: Path) -> LlamaForCausalLM:
-    """The pretrained base of this seed, in float32; made first where `kept` does not hold it."""
-    at = base_folder(folder, scale, seed, kept)
+def load_base(place: Place, scale: Scale, seed: int) -> LlamaForCausalLM:
+    """The pretrained base of this seed, in float32; made first where it is not yet."""
+    at = base_folder(place, scale, seed)
     if not (at / "record.json").exists():
-        pretrain(folder, scale, seed, kept)
+        pretrain(place, scale, seed)
     return LlamaForCausalLM.from_pretrained(at, dtype=torch.float32)
 
 
-def pretrain(folder: Path, scale: Scale, seed: int, kept: Path) -> dict[str, Any]:
+def pretrain(place: Place, scale: Scale, seed: int) -> dict[str, Any]:
     """Trains and keeps the base of a seed: its own initial weights, its own sample of the text.  Returns the record."""
     from experiments.real.training import fit  # which loads bases
 
-    base, tokenizer = scale.base, load_tokenizer(folder, scale, kept)
+    base, tokenizer = scale.base, load_tokenizer(place, scale)
     # more than enough: a token of this vocabulary is less than six characters on average
-    texts = sample(read(folder, "pretrain"), 6 * base.tokens, seed + 1)
+    texts = sample(read(place.data, "pretrain"), 6 * base.tokens, seed + 1)
     data, _ = load_feedback(
         Source("text", data=[{"text": text} for text in texts], kind="document", on_bad_row="drop"),
         Template(tokenizer, scale.max_length),
@@ -118,7 +118,7 @@ def pretrain(folder: Path, scale: Scale, seed: int, kept: Path) -> dict[str, Any
         "compute": found["compute"],
         "loss": [(entry["step"], entry["loss"]) for entry in found["metrics"] if "loss" in entry],
     }
-    at = base_folder(folder, scale, seed, kept)
+    at = base_folder(place, scale, seed)
 
     def save(aside: Path) -> None:
         trainer.model.save_pretrained(aside)

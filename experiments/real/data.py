@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.real.base import load_tokenizer
-from experiments.real.files import read
+from experiments.real.files import Place, read
 from experiments.real.settings import Scale
 from experiments.real.splits import PARTS, split
 from uft.data import Source, Template, load_feedback
@@ -82,17 +81,17 @@ def task_of(row: Mapping[str, Any]) -> str:
 
 
 @cache
-def load(folder: Path, scale: Scale, kept: Path) -> RealData:
-    """Everything but the text to pretrain on, in the tokens of the base.  `kept` is where tokenizers are cached."""
-    tokenizer = load_tokenizer(folder, scale, kept)
+def load(place: Place, scale: Scale) -> RealData:
+    """Everything but the text to pretrain on, in the tokens of the base."""
+    tokenizer = load_tokenizer(place, scale)
     template, report = Template(tokenizer), {}
 
     def fitting(name: str, rows: Rows, kind: str, source_of) -> list[tuple[int, Example]]:
         found, report[name] = _examples(name, rows, kind, source_of, template, scale.max_length)
         return found
 
-    taught = [row for row in read(folder, "demonstrations") if matches(task_of(row), scale.rows.tasks)]
-    pairs = read(folder, "pairs")
+    taught = [row for row in read(place.data, "demonstrations") if matches(task_of(row), scale.rows.tasks)]
+    pairs = read(place.data, "pairs")
     demonstrated = fitting(DEMONSTRATIONS, taught, "demonstration", task_of)
     preferred = fitting(PREFERENCES, pairs, "pair", _collection)
     about = [(taught[i]["prompt"], taught[i]["prompt"], taught[i]["completion"]) for i, _ in demonstrated]
@@ -108,8 +107,8 @@ def load(folder: Path, scale: Scale, kept: Path) -> RealData:
     }
     training = [pairs[i] for (i, _), part in zip(preferred, part_of[len(demonstrated) :]) if part == "train"]
     polite, plain = politeness(taught, training)
-    held = fitting("heldout_tasks", read(folder, "demonstrations_heldout_tasks"), "demonstration", task_of)
-    apart = fitting("pairs_eval", read(folder, "pairs_eval"), "pair", _collection)
+    held = fitting("heldout_tasks", read(place.data, "demonstrations_heldout_tasks"), "demonstration", task_of)
+    apart = fitting("pairs_eval", read(place.data, "pairs_eval"), "pair", _collection)
     return RealData(
         demonstrations=parts[DEMONSTRATIONS],
         preferences=parts[PREFERENCES],
@@ -119,7 +118,7 @@ def load(folder: Path, scale: Scale, kept: Path) -> RealData:
         ],
         heldout_tasks=[example for _, example in held],
         pairs_eval=[example for _, example in apart],
-        text=_text(read(folder, "pretrain_heldout"), tokenizer, scale),
+        text=_text(read(place.data, "pretrain_heldout"), tokenizer, scale),
         polite=polite,
         plain=plain,
         report=report,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from typing import Any
 import pyarrow.parquet as parquet
 
 FILES = ("pretrain", "pretrain_heldout", "demonstrations", "demonstrations_heldout_tasks", "pairs", "pairs_eval")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the real files are, and where what is made of them is kept."""
+
+    data: Path
+    made: Path
 
 
 def missing(folder: Path) -> list[str]:

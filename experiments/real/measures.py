@@ -2,14 +2,15 @@
 
 Everything is at temperature 0 or exact; nats unless a name says otherwise.  Defined before any arm was trained:
 
-    knowledge   2^-(bits per byte - the base's): how likely a byte of held-out text is, against the base; 1 is kept
-    fluency     exp(-held-out NLL per token) of demonstrations: the geometric mean probability of their tokens
-    skill       word F1 of greedy answers to held-out prompts, mean over the tasks with short answers
-    retention   the mean of these three: each lies in [0, 1], or little above, and none needs another arm
-    preference  share of held-out pairs whose chosen response is likelier, mean over collections (politeness, hh)
-    behaviour   share of greedy answers to held-out politeness prompts that a judge calls polite
-    alignment   the mean of these two
-    score       (retention + alignment) / 2, by which learning rates are chosen, on the validation part
+    knowledge       2^-(bits per byte - the base's): how likely a byte of held-out text is, against the base; 1 is kept
+    demonstrations  1 - NLL per token / the base's, on held-out demonstrations: the share of the surprise that is gone
+    skill           word F1 of greedy answers to held-out prompts, mean over the tasks with short answers
+    retention       the mean of these three: each lies in [0, 1] or near it, and none needs another arm
+    likelier        share of held-out pairs whose chosen response is likelier, mean over collections (politeness, hh)
+    likelier_token  the same by the mean over the response's tokens, which does not favour short ones
+    polite          share of greedy answers to held-out politeness prompts that end and that a judge calls polite
+    alignment       the mean of these three
+    score           (retention + alignment) / 2, by which learning rates are chosen, on the validation part
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -33,7 +34,8 @@ from uft.feedback import Batch, Collator, Example
 from uft.models import response_logits, score
 
 BATCH_TOKENS = 8192
-RETENTION = ("knowledge", "fluency", "skill")
+RETENTION = ("knowledge", "demonstrations", "skill")
+ALIGNMENT = ("likelier", "likelier_token", "polite")
 Measures = dict[str, float]
 
 
@@ -52,27 +54,25 @@ class Written(NamedTuple):
 
 def measure(
     model: LlamaForCausalLM, base: LlamaForCausalLM, reference: LlamaForCausalLM, data: RealData, part: str,
-    scale: Scale, tokenizer: PreTrainedTokenizerBase, base_bits: float | None,
+    scale: Scale, tokenizer: PreTrainedTokenizerBase, start: Mapping[str, float] | None,
 ) -> Measures:  # fmt: skip
     """All measures on one part, "validation" or "test"; those that need other tasks or instructions only on "test".
 
     reference   what implicit rewards are relative to: the policy as it was when the last stage began
-    base_bits   the base's `bits_per_byte` on this part; None: the model is the base
+    start       what `kept` found for the base on this part; None: the model is the base
     """
     was_training = model.training
     model.eval()
     sizes, collate = scale.sizes, Collator(tokenizer.pad_token_id)
-    demonstrations = evenly(data.demonstrations[part], sizes.demonstrations)
-    found = knowledge(model, data, part, collate, base_bits)
-    found |= {"nll": nll(model, demonstrations, collate), **answers(model, data, part, scale, tokenizer)}
-    found["fluency"] = math.exp(-found["nll"])
+    found = kept(model, data, part, sizes.demonstrations, collate, start)
+    found |= answers(model, data, part, scale, tokenizer)
     found |= preferences(model, reference, data.preferences[part], collate, scale.rows.min_source)
     found |= behaviour(model, data, part, sizes.generations, sizes.new_tokens, tokenizer)
     if part == "test":
-        found |= divergences(model, base, demonstrations, data.text[part][0], collate)
+        found |= divergences(model, base, data, part, sizes.demonstrations, collate)
         found |= elsewhere(model, reference, data, scale, tokenizer, collate)
     found["retention"] = float(np.mean([found[name] for name in RETENTION]))
-    found["alignment"] = (found["preference"] + found["behaviour"]) / 2
+    found["alignment"] = float(np.mean([found[name] for name in ALIGNMENT]))
     found["score"] = (found["retention"] + found["alignment"]) / 2
     model.train(was_training)
     return found
@@ -81,12 +81,19 @@ def measure(
 # ---- what is kept ----
 
 
-def knowledge(model, data: RealData, part: str, collate: Collator, base_bits: float | None) -> Measures:
-    """Bits per byte of held-out text, in stretches of max_length tokens, by kind of text."""
+def kept(
+    model, data: RealData, part: str, count: int, collate: Collator, start: Mapping[str, float] | None
+) -> Measures:
+    """Bits per byte of held-out text, in stretches of max_length tokens, and NLL of held-out demonstrations; against
+    those of the base, `start`."""
     examples, size = data.text[part]
-    found = logps(model, examples, collate)
-    bits = -sum(float(each.sum()) for each in found.logp) / math.log(2) / size
-    return {"bits_per_byte": bits, "knowledge": 2 ** -(bits - (bits if base_bits is None else base_bits))}
+    bits = -sum(float(each.sum()) for each in logps(model, examples, collate).logp) / math.log(2) / size
+    found = {"bits_per_byte": bits, "nll": nll(model, evenly(data.demonstrations[part], count), collate)}
+    start = found if start is None else start
+    return found | {
+        "knowledge": 2 ** (start["bits_per_byte"] - bits),
+        "demonstrations": 1 - found["nll"] / start["nll"],
+    }
 
 
 def nll(model, examples: Sequence[Example], collate: Collator) -> float:
@@ -150,10 +157,11 @@ def preferences(model, reference, pairs: Sequence[Example], collate: Collator, m
     logp, length = np.array(ours.logp), np.array(ours.length)  # [pairs, (chosen, rejected)]
     reward = logp - np.array(theirs.logp)  # a positive beta changes no order
     columns = {
-        "accuracy_logp": logp[:, 0] > logp[:, 1],
-        "accuracy_reward": (reward[:, 0] > reward[:, 1]) + 0.5 * (reward[:, 0] == reward[:, 1]),
-        "margin": (logp / length)[:, 0] - (logp / length)[:, 1],
-        "margin_reward": reward[:, 0] - reward[:, 1],
+        "likelier": _higher(logp),
+        "likelier_token": _higher(logp / length),
+        "accuracy_reward": _higher(reward),
+        "margin": (logp / length) @ [1, -1],
+        "margin_reward": reward @ [1, -1],
         "logps/chosen": logp[:, 0],
         "logps/rejected": logp[:, 1],
         "drift/chosen": reward[:, 0],
@@ -163,7 +171,12 @@ def preferences(model, reference, pairs: Sequence[Example], collate: Collator, m
     names = [str(name) for name, n in zip(*np.unique(of, return_counts=True)) if n >= min_source]
     result = {f"{column}/{name}": float(v[of == name].mean()) for column, v in columns.items() for name in names}
     result |= {column: float(np.mean([result[f"{column}/{name}"] for name in names])) for column in columns}
-    return result | {"preference": result["accuracy_logp"]}
+    return result
+
+
+def _higher(values: np.ndarray) -> np.ndarray:
+    """1 where the first column is higher, a half where they are equal."""
+    return (values[:, 0] > values[:, 1]) + 0.5 * (values[:, 0] == values[:, 1])
 
 
 def behaviour(model, data: RealData, part: str, count: int, new_tokens: int, tokenizer) -> Measures:
@@ -172,9 +185,9 @@ def behaviour(model, data: RealData, part: str, count: int, new_tokens: int, tok
     pairs = by_source(data.preferences[part])
     asked = [e for name in ("polite", "hh") for e in pairs.get(name, [])[:count]]
     written = greedy(model, asked, tokenizer, new_tokens)
-    polite = [judge.polite(w.text) for e, w in zip(asked, written) if e.source == "polite"]
+    polite = [w.ended and judge.polite(w.text) for e, w in zip(asked, written) if e.source == "polite"]
     return {
-        "behaviour": float(np.mean(polite)),
+        "polite": float(np.mean(polite)),
         "length": float(np.mean([len(w.ids) for w in written])),
         "ended": float(np.mean([w.ended for w in written])),
         "repetition": float(np.mean([repetition(w.ids) for w in written])),
@@ -212,10 +225,10 @@ def repetition(ids: Sequence[int], n: int = 4) -> float:
 # ---- how far it went, and what it does elsewhere ----
 
 
-def divergences(model, base, demonstrations, text, collate: Collator) -> Measures:
+def divergences(model, base, data: RealData, part: str, count: int, collate: Collator) -> Measures:
     """KL both ways to the base, mean over tokens, along held-out demonstrations and along running text."""
-    result = {}
-    for name, examples in (("demonstrations", demonstrations), ("text", text)):
+    result, demonstrations = {}, evenly(data.demonstrations[part], count)
+    for name, examples in (("demonstrations", demonstrations), ("text", data.text[part][0])):
         kl, reverse, count = 0.0, 0.0, 0
         for _, batch in batches(examples, collate, model.device):
             with torch.no_grad():
@@ -236,7 +249,7 @@ def elsewhere(model, reference, data: RealData, scale: Scale, tokenizer, collate
         "heldout_tasks/nll": nll(model, tasks, collate),
         "heldout_tasks/f1": marks["skill"],
         "heldout_tasks/exact": marks["exact"],
-        **{f"pairs_eval/{name}": pairs[name] for name in ("accuracy_logp", "accuracy_reward", "margin")},
+        **{f"pairs_eval/{name}": pairs[name] for name in ("likelier", "likelier_token", "accuracy_reward")},
     }
 
 

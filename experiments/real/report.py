@@ -28,15 +28,16 @@ MAIN = {
     "alignment": "alignment",
     "score": "score",
     "knowledge": "knowledge",
-    "fluency": "fluency",
-    "skill": "skill (word F1)",
-    "exact": "exact answers",
-    "preference": "pairs by logp",
-    "behaviour": "polite answers",
+    "demonstrations": "demonstrations",
+    "skill": "skill",
+    "likelier": "likelier",
+    "likelier_token": "likelier per token",
+    "polite": "polite",
 }
 KEPT = {
     "bits_per_byte": "bits per byte",
     "nll": "held-out NLL",
+    "exact": "exact answers",
     "heldout_tasks/nll": "NLL, other tasks",
     "heldout_tasks/f1": "F1, other tasks",
     "kl/demonstrations": "KL(π‖base), demonstrations",
@@ -49,21 +50,23 @@ GAINED = {
     "margin_reward": "reward margin / β",
     "drift/chosen": "chosen logp, change",
     "drift/rejected": "rejected logp, change",
-    "pairs_eval/accuracy_logp": "other instructions by logp",
+    "pairs_eval/likelier": "other instructions, likelier",
+    "pairs_eval/likelier_token": "... per token",
     "length": "answer tokens",
     "ended": "ends with EOS",
     "repetition": "repeated 4-grams",
 }
-CONTRASTED = ("score", "retention", "alignment", "knowledge", "fluency", "skill", "preference", "behaviour")
+CONTRASTED = ("score", "retention", "alignment", *measures.RETENTION, *measures.ALIGNMENT)
 ABILITIES = {
     "knowledge": "knowledge",
-    "fluency": "fluency",
+    "demonstrations": "demon-\nstrations",
     "skill": "skill",
     "exact": "exact\nanswers",
     "heldout_tasks/f1": "other\ntasks",
-    "preference": "pairs\nby logp",
-    "accuracy_reward": "pairs\nby reward",
-    "behaviour": "polite\nanswers",
+    "likelier": "pairs,\nlikelier",
+    "likelier_token": "pairs,\nper token",
+    "accuracy_reward": "pairs,\nby reward",
+    "polite": "polite\nanswers",
 }
 
 
@@ -132,8 +135,13 @@ def _list(values: Sequence[Any]) -> str:
 
 def _collections(records: Records) -> dict[str, str]:
     first = next(iter(records.values()))[0]["measures"]
-    names = [name.split("/")[1] for name in first if name.startswith("accuracy_logp/")]
-    columns = {"accuracy_logp": "by logp", "accuracy_reward": "by reward", "margin": "margin per token"}
+    names = [name.split("/")[1] for name in first if name.startswith("likelier/")]
+    columns = {
+        "likelier": "likelier",
+        "likelier_token": "likelier per token",
+        "accuracy_reward": "by reward",
+        "margin": "margin per token",
+    }
     return {f"{column}/{name}": f"{name}, {label}" for name in names for column, label in columns.items()}
 
 

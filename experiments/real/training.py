@@ -22,8 +22,8 @@ from transformers import LlamaForCausalLM, PrinterCallback
 
 from experiments.real.base import base_folder, keep, load_base, load_tokenizer
 from experiments.real.data import DEMONSTRATIONS, PREFERENCES, RealData, load
-from experiments.real.files import fingerprint, key_of
-from experiments.real.measures import judge_accuracy, knowledge, majority, measure
+from experiments.real.files import Place, fingerprint, key_of
+from experiments.real.measures import judge_accuracy, kept, majority, measure
 from experiments.real.settings import Scale
 from uft.compute import Meter
 from uft.config import UnifiedConfig
@@ -137,26 +137,26 @@ def run_plan(plan: Plan, data: str, cache: str, keep_last: bool = False) -> dict
     data, cache   folders: the real files; finished bases and stages
     keep_last     also keep the last stage's weights, for plans that go on from there
     """
-    folder, kept, scale = Path(data), Path(cache), plan.scale
-    if fingerprint(folder) != plan.data:
+    place, scale = Place(Path(data), Path(cache)), plan.scale
+    if fingerprint(place.data) != plan.data:
         raise ValueError("the data files are not those that the plan was made for")
-    rows = load(folder, scale, kept)
-    base = _device(load_base(folder, scale, plan.seed, kept)).eval().requires_grad_(False)
-    model, records, spent = _device(load_base(folder, scale, plan.seed, kept)), [], 0
+    rows = load(place, scale)
+    base = _device(load_base(place, scale, plan.seed)).eval().requires_grad_(False)
+    model, records, spent = _device(load_base(place, scale, plan.seed)), [], 0
     for position, stage in enumerate(plan.stages):
         reusable = keep_last or position < len(plan.stages) - 1
-        at = kept / "stages" / plan.prefix(position + 1).key
+        at = place.made / "stages" / plan.prefix(position + 1).key
         if reusable and (at / "record.json").exists():
             model = _device(LlamaForCausalLM.from_pretrained(at, dtype=torch.float32))
             records.append(json.loads((at / "record.json").read_text()))
         else:
-            model, record = _train(plan, stage, model, base, spent, rows, folder, kept)
+            model, record = _train(plan, stage, model, base, spent, rows, place)
             if reusable:
                 _keep_stage(at, model, record)
             records.append(record)
         spent += records[-1]["compute"]["flops"]
     if not plan.stages:
-        records.append({"stage": "base", "compute": {}, **_measured(model, base, model, plan, rows, folder, kept)})
+        records.append({"stage": "base", "compute": {}, **_measured(model, base, model, plan, rows, place)})
     totals: dict[str, float] = {}
     for record in records:
         for name, amount in record["compute"].items():
@@ -165,7 +165,7 @@ def run_plan(plan: Plan, data: str, cache: str, keep_last: bool = False) -> dict
     return {"seed": plan.seed, "stages": records, "compute": totals, **last}
 
 
-def _train(plan: Plan, stage: RealStage, model, base, spent: float, rows: RealData, folder: Path, kept: Path):
+def _train(plan: Plan, stage: RealStage, model, base, spent: float, rows: RealData, place: Place):
     scale, design = plan.scale, plan.scale.design
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     if stage.rest:
@@ -175,7 +175,7 @@ def _train(plan: Plan, stage: RealStage, model, base, spent: float, rows: RealDa
         budget = Budget(examples=round(draws))
     start = time.perf_counter()
     trainer = fit(
-        model, stage.objective, mixture(rows, stage, scale), load_tokenizer(folder, scale, kept), budget,
+        model, stage.objective, mixture(rows, stage, scale), load_tokenizer(place, scale), budget,
         stage.learning_rate, design.batch_size, design.micro_batch_size, plan.seed,
     )  # fmt: skip
     seconds = time.perf_counter() - start
@@ -191,33 +191,33 @@ def _train(plan: Plan, stage: RealStage, model, base, spent: float, rows: RealDa
             {k: v for k, v in entry.items() if k.startswith(("loss", "rewards", "logps")) or k == "step"}
             for entry in record["metrics"]
         ],
-        **_measured(trainer.model, base, reference, plan, rows, folder, kept),
+        **_measured(trainer.model, base, reference, plan, rows, place),
     }
 
 
-def _measured(model, base, reference, plan: Plan, rows: RealData, folder: Path, kept: Path) -> dict[str, Any]:
+def _measured(model, base, reference, plan: Plan, rows: RealData, place: Place) -> dict[str, Any]:
     """ "measures" on the test part, "validation" on the other."""
-    tokenizer, start = load_tokenizer(folder, plan.scale, kept), time.perf_counter()
-    bits = {} if not plan.stages else base_bits(folder, plan.scale, plan.seed, kept)
+    tokenizer, clock = load_tokenizer(place, plan.scale), time.perf_counter()
+    start = start_of(place, plan.scale, plan.seed) if plan.stages else {}
     found = {
-        name: measure(model, base, reference, rows, part, plan.scale, tokenizer, bits.get(part))
+        name: measure(model, base, reference, rows, part, plan.scale, tokenizer, start.get(part))
         for name, part in (("measures", "test"), ("validation", "validation"))
     }
-    return {**found, "measuring_seconds": time.perf_counter() - start}
+    return {**found, "measuring_seconds": time.perf_counter() - clock}
 
 
 @remembered
-def base_bits(folder: Path, scale: Scale, seed: int, kept: Path) -> dict[str, float]:
-    """The base's bits per byte by part; what knowledge is relative to."""
-    rows, collate = load(folder, scale, kept), Collator(load_tokenizer(folder, scale, kept).pad_token_id)
-    base = _device(load_base(folder, scale, seed, kept)).eval()
-    return {part: knowledge(base, rows, part, collate, None)["bits_per_byte"] for part in rows.text}
+def start_of(place: Place, scale: Scale, seed: int) -> dict[str, dict[str, float]]:
+    """The base's bits per byte and NLL by part; what knowledge and demonstrations are relative to."""
+    rows, collate = load(place, scale), Collator(load_tokenizer(place, scale).pad_token_id)
+    base = _device(load_base(place, scale, seed)).eval()
+    return {part: kept(base, rows, part, scale.sizes.demonstrations, collate, None) for part in rows.text}
 
 
-def overview(folder: Path, scale: Scale, seeds: Sequence[int], kept: Path) -> dict[str, Any]:
+def overview(place: Place, scale: Scale, seeds: Sequence[int]) -> dict[str, Any]:
     """What a report tells besides the arms: bases, what became of every row, and the lines to compare with."""
-    rows, tokenizer = load(folder, scale, kept), load_tokenizer(folder, scale, kept)
-    bases = [base_folder(folder, scale, seed, kept) / "record.json" for seed in seeds]
+    rows, tokenizer = load(place, scale), load_tokenizer(place, scale)
+    bases = [base_folder(place, scale, seed) / "record.json" for seed in seeds]
     return {
         "bases": [json.loads(path.read_text()) for path in bases],
         "report": rows.report,

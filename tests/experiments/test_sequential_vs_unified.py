@@ -51,7 +51,7 @@ def test_the_design_costs_what_its_stages_cost(tmp_path):
     """The compute that every arm gets is that of supervised training and DPO on the design's draws."""
     from experiments.lab.base import load_base
 
-    scale = Scale(demonstrations=128, preferences=64, sft_draws=256, preference_draws=128, per_operator=1, points=0)
+    scale = Scale(demonstrations=128, preferences=64, sft_draws=256, preference_draws=128, per_operator=2, points=0)
     tuned = {name: {"learning_rate": 1e-4, "beta": 0.1} for name in [*ARMS, SFT_STAGE]}
     plan = plan_of("sft_dpo", 0, VARIANTS[0], scale, "examples", tuned)
     record = run_plan(plan, str(tmp_path), curves=False)

@@ -18,7 +18,9 @@ from experiments.real.politeness import Judge
 from experiments.real.settings import RECIPES, read_settings, settings_from
 from experiments.real.splits import groups, split
 
-WORDS = "river stone lamp garden winter horse bread cloud letter music window harbour candle forest silver road".split()
+WORDS = tuple(
+    "river stone lamp garden winter horse bread cloud letter music window harbour candle forest silver road".split()  # noqa: SIM905
+)
 QUICK = ["--quick", "--workers", "1"]
 
 
@@ -99,7 +101,7 @@ def check(output):
     for arm in arms.values():
         measured = {name: values["0"] for name, values in arm["per_seed"].items()}
         assert None not in measured.values() and np.isfinite(list(measured.values())).all()
-        kept = [measured[name] for name in ("knowledge", "fluency", "skill")]
+        kept = [measured[name] for name in ("knowledge", "demonstrations", "skill")]
         assert measured["retention"] == pytest.approx(np.mean(kept))
     assert {len(found["grid"]) for found in summary["search"].values()} == {2}
     report = (output / "report.md").read_text()
@@ -194,7 +196,9 @@ def test_what_is_about_the_same_is_held_out_together():
 
 
 def test_dialogues_become_the_plain_template():
-    assert asked("Human: Hi\n\nAssistant: Yes?\n\nHuman: Bye ") == "User: Hi\n\nAssistant: Yes?\n\nUser: Bye\n\nAssistant:"
+    assert (
+        asked("Human: Hi\n\nAssistant: Yes?\n\nHuman: Bye ") == "User: Hi\n\nAssistant: Yes?\n\nUser: Bye\n\nAssistant:"
+    )
     assert asked("Name a bird.") == "User: Name a bird.\n\nAssistant:"
     assert asked(" ") == " " and asked(None) is None
 
