@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
+SHELL := /bin/bash
 
 .PHONY: compare compare-full compare-quick test test-slow test-oldest lint format setup clean
 
@@ -36,7 +37,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	@set -o pipefail; $(BIN)/python -m pytest -m slow -v 2>&1 | tee /dev/stderr | grep -E "PASSED|FAILED|ERROR|SKIPPED|passed|failed" > tests/slow_record.txt
+	@date -u +"recorded %Y-%m-%d at commit $$(git rev-parse --short HEAD)" >> tests/slow_record.txt
 
 # the oldest transformers that is promised to work, in an environment of its own
 test-oldest:

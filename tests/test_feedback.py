@@ -84,6 +84,22 @@ def test_mismatched_puts_the_predecessors_response_behind_each_prompt():
     assert batch.rows("mismatched").sum() == 3 and batch.rows("responses").sum() == 3
 
 
+def test_mismatched_skips_answers_to_the_same_prompt_and_fits():
+    def row(i, prompt, *answer):
+        return Example("label", array(*prompt), (Response(array(*answer), target=1.0),), row=i)
+
+    rows = [row(0, (1, 3), 10, 2), row(1, (1, 4, 5, 6), 11, 2), row(2, (1, 4, 5, 6), 12, 13, 14, 2)]
+    mixed = mismatched(rows, max_length=6)
+    assert [e.responses[-1].tokens[0] for e in mixed] == [12, 10, 10]
+    batch = Collator(0)(mixed)
+    assert batch.input_ids.shape[1] <= 8  # 4 + 4 of the third row itself, and not a token more
+    longest = [int(n) for n, k in zip(batch.attention_mask.sum(-1), batch.kind) if KINDS[k] == "mismatched"]
+    assert longest == [6, 6, 6]
+    with pytest.raises(ValueError, match="at least two different prompts"):
+        mismatched([rows[1], rows[2]])
+    assert mismatched(rows, kinds=("pair",)) == rows
+
+
 def test_cached_reference_is_looked_up_by_source_and_row():
     collate = Collator(0, ("p", "d"), reference_logps={("p", 3): [-1.0, -2.0]}, reference_kinds=frozenset(["pair"]))
     found = collate([DEMONSTRATION, PAIR]).reference_logp

@@ -243,3 +243,97 @@ def test_other_training_options_run(option):
     run.train()
     assert not torch.equal(parameters(run.model), before)
     assert np.isfinite(run.state.log_history[0]["loss"])
+
+
+# ---- what a review found ----
+
+
+def test_rows_that_no_term_is_on_cost_nothing():
+    """Imitating chosen answers needs no pass over the rejected ones."""
+    run = trainer("sft_chosen", dataset(("pairs",)), max_steps=1)
+    run.train()
+    lengths = [len(e.prompt) + len(e.responses[0].tokens) for e in dataset(("pairs",))]
+    assert run.counters()["policy_forwards"] == run.counters()["backwards"] == 8
+    assert run.counters()["tokens"] == sum(lengths)
+    assert run.counters()["flops"] == run.meter.of_examples(run.train_dataset).flops
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_metrics_of_two_preference_terms_are_one_mean(size):
+    objective = {"preference": {"loss": "dpo"}, "quality": {"loss": "una_mse", "on": "scores"}}
+    run = trainer(objective, dataset(("pairs", "scores")), eval_dataset=dataset(("pairs", "scores")),
+                  per_device_eval_batch_size=size)  # fmt: skip
+    run.reference = FrozenReference(model(seed=1))
+    batch = Collator(0, sources=("pairs", "scores"))(dataset(("pairs", "scores"))[:])
+    with torch.no_grad():
+        scored = score(model(), batch, run.reference)
+    desired = batch.target >= 0.5
+    expected = 0.1 * (scored.logp - scored.reference_logp)[desired].mean()
+    assert run.evaluate()["eval_rewards/chosen"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_reference_for_some_rows_only_leaves_the_metrics_of_others_whole():
+    objective = {"preference": {"loss": "simpo", "beta": 2.0}, "kl": {"on": "demonstrations"}}
+    run = trainer(objective, dataset(("demonstrations", "pairs")), eval_dataset=dataset(("demonstrations", "pairs")))
+    found = run.evaluate()
+    assert np.isfinite(found["eval_rewards/margins"])
+    assert "eval_pairs/accuracy" not in found  # no reference, no implicit reward
+
+
+def test_cached_reference_knows_the_models_config(tmp_path):
+    for rope in (10_000.0, 100.0):
+        policy = model(rope_parameters={"rope_type": "default", "rope_theta": rope})
+        run = trainer("dpo", dataset(("pairs",)), policy, reference="cached", output_dir=tmp_path)
+        run.train()
+        assert run.state.log_history[0]["rewards/margins"] == 0.0
+    assert len(list(tmp_path.glob("_reference-*.npz"))) == 2
+
+
+def test_cached_reference_is_computed_in_the_precision_of_training(tmp_path):
+    run = trainer("dpo", dataset(("pairs",)), reference="cached", output_dir=tmp_path, bf16=True)
+    run.train()
+    assert run.state.log_history[0]["rewards/margins"] == 0.0
+
+
+def test_an_explicit_reference_is_used_with_cached_too(tmp_path):
+    margins = [
+        trainer("dpo", dataset(("pairs",)), eval_dataset=dataset(("pairs",)), reference=mode, output_dir=tmp_path,
+                reference_model=model(seed=1)).evaluate()["eval_rewards/margins"]
+        for mode in ("frozen", "cached")
+    ]  # fmt: skip
+    assert margins[0] == margins[1] != 0.0
+
+
+def test_the_policy_cannot_be_its_own_reference():
+    policy = model()
+    with pytest.raises(ValueError, match="reference is the model that is trained"):
+        trainer("dpo", dataset(("pairs",)), policy, reference_model=policy)
+
+
+def test_a_source_may_be_called_lightweight():
+    data = dataset(("demonstrations",))
+    renamed = type(data)({"lightweight": data.examples["demonstrations"]})
+    assert "eval_lightweight/nll" in trainer("sft", renamed, eval_dataset=renamed).evaluate()
+
+
+def test_a_finished_run_resumed_with_more_epochs_goes_on(tmp_path):
+    options = dict(output_dir=tmp_path, max_steps=-1, save_strategy="epoch")
+    trainer("sft", dataset(("demonstrations",)), num_train_epochs=1, **options).train()
+    longer = trainer("sft", dataset(("demonstrations",)), num_train_epochs=3, **options)
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 3
+
+
+def test_a_finished_run_comes_back_as_its_best_model(tmp_path):
+    def fresh():
+        return trainer(
+            "sft", dataset(("demonstrations",)), eval_dataset=dataset(("demonstrations",), n=2), output_dir=tmp_path,
+            max_steps=3, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1,
+            load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=True,
+        )  # fmt: skip
+
+    first, again = fresh(), fresh()
+    first.train()
+    again.train(resume_from_checkpoint=True)
+    assert first.state.best_global_step < 3
+    assert torch.equal(parameters(first.model), parameters(again.model))

@@ -96,9 +96,11 @@ class WholeCheckpoints(Trainer):
     def load_finished(self, checkpoint: str) -> TrainOutput | None:
         """Loads a checkpoint of the last step, and None for an earlier one: transformers would go a step further."""
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        if state.global_step < state.max_steps or self.args.max_steps > state.global_step:
+        longer = self.args.num_train_epochs > state.num_train_epochs if self.args.max_steps <= 0 else False
+        if state.global_step < state.max_steps or self.args.max_steps > state.global_step or longer:
             return None
-        self._load_from_checkpoint(checkpoint)
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best if best and Path(best).is_dir() else checkpoint)
         self.state = state
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, RunState):

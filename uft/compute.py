@@ -81,15 +81,21 @@ class Meter:
 
     def __init__(self, model: nn.Module, objective: Objective, reference_runs: bool):
         self.cost = Cost.of(model)
+        self.objective = objective
         self.with_reference = [k in objective.kinds_with_reference for k in KINDS]
         self.reference_runs = reference_runs
         # terms whose statistics need a pass of their own over rows that also get a gradient
         self.extra_passes = sum(t.statistics_on not in (None, "mismatched") for t in objective.terms)
 
-    def of(self, kind: np.ndarray, length: np.ndarray, counted: np.ndarray) -> Tally:
-        """kind (codes), length (prompt + response tokens) and counted (tokens in the loss), each int [responses]."""
-        length, counted = length.astype(np.int64), counted.astype(np.int64)
+    def of(self, kind: np.ndarray, length: np.ndarray, counted: np.ndarray, used: np.ndarray) -> Tally:
+        """kind (codes), length (prompt + response tokens), counted (tokens in the loss), used (by some term).
+
+        Each int or bool [responses].
+        """
         mismatched = kind == KINDS.index("mismatched")
+        kept = mismatched | used.astype(bool)
+        kind, mismatched = kind[kept], mismatched[kept]
+        length, counted = length[kept].astype(np.int64), counted[kept].astype(np.int64)
         with_reference = np.array(self.with_reference)[kind]
         # passes without gradient: one for a mismatched response, one per statistic over ordinary rows
         silent = np.where(mismatched, 1, self.extra_passes * with_reference)
@@ -107,18 +113,22 @@ class Meter:
         )
 
     def of_batch(self, batch: Batch) -> Tally:
-        return self.of(
-            batch.kind.cpu().numpy(), batch.attention_mask.sum(-1).cpu().numpy(), batch.in_loss.sum(-1).cpu().numpy()
-        )
+        columns = (batch.kind, batch.attention_mask.sum(-1), batch.in_loss.sum(-1), self.objective.used_rows(batch))
+        return self.of(*(column.cpu().numpy() for column in columns))
 
     def of_examples(self, examples: Iterable[Example]) -> Tally:
         rows = [
             (
                 KINDS.index("mismatched" if r.mismatched else e.kind),
-                len(e.prompt) + len(r.tokens),
+                len(e.prompt if r.prompt is None else r.prompt) + len(r.tokens),
                 len(r.tokens) if r.in_loss is None else int(r.in_loss.sum()),
+                self.objective.uses(
+                    e.kind,
+                    any(k == better for better, _ in e.preferences),
+                    any(k == worse for _, worse in e.preferences),
+                ),
             )
             for e in examples
-            for r in e.responses
+            for k, r in enumerate(e.responses)
         ]
-        return self.of(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
+        return self.of(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)

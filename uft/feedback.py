@@ -17,7 +17,7 @@ Nothing here knows of models, losses or trainers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class Response:
     target      how good it is said to be: 1 desired, 0 undesired, between them a score, NaN unknown
     weight      factor on its loss
     mismatched  written for another prompt; only statistics may use it
+    prompt      what stands before it in place of the example's prompt
     """
 
     tokens: np.ndarray
@@ -58,6 +59,7 @@ class Response:
     target: float = float("nan")
     weight: float = 1.0
     mismatched: bool = False
+    prompt: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +88,31 @@ class Example:
         return sum(len(self.prompt) + len(response.tokens) for response in self.responses)
 
 
-def mismatched(examples: Sequence[Example]) -> list[Example]:
-    """Each labelled, scored or paired example with the response of its predecessor behind its own prompt.
+def mismatched(
+    examples: Sequence[Example], max_length: int | None = None, kinds: Collection[str] = ROWS["responses"]
+) -> list[Example]:
+    """Each example of these kinds with a response to another prompt behind its own prompt.
 
-    KTO's KL estimate needs (x, y') with y' written for another prompt ([KTO] arXiv:2402.01306, Sec. 4.1).  The
-    partner is fixed by the data set, not by the micro-batch, so the loss does not depend on the batch layout.
-    Examples of other kinds come back unchanged.
+    KTO's KL estimate needs (x, y') with y' written for another prompt ([KTO] arXiv:2402.01306, Sec. 4.1).  It is the
+    first response of the nearest example before it that has another prompt, so it is fixed by the data set, not by
+    the micro-batch, and the loss does not depend on the batch layout.  The prompt is cut from the left where both do
+    not fit into `max_length`.  Examples of other kinds come back unchanged.
+
+    Raises ValueError where all prompts are the same.
     """
-    at = [i for i, example in enumerate(examples) if example.kind in ROWS["responses"]]
+    at = [i for i, example in enumerate(examples) if example.kind in kinds]
     result = list(examples)
     for position, i in enumerate(at):
-        partner = examples[at[position - 1]].responses[0]
-        extra = Response(partner.tokens, partner.in_loss, mismatched=True)
-        result[i] = replace(examples[i], responses=(*examples[i].responses, extra))
+        others = (examples[at[position - back]] for back in range(1, len(at)))
+        partner = next((e for e in others if not np.array_equal(e.prompt, examples[i].prompt)), None)
+        if partner is None:
+            raise ValueError(f"source {examples[i].source!r}: KTO's KL needs answers to at least two different prompts")
+        extra = Response(partner.responses[0].tokens, partner.responses[0].in_loss, mismatched=True)
+        own = examples[i]
+        if max_length is not None and len(own.prompt) + len(extra.tokens) > max_length:
+            # responses fit with a token of context to spare, see uft.data.template
+            extra = replace(extra, prompt=own.prompt[len(own.prompt) + len(extra.tokens) - max_length :])
+        result[i] = replace(own, responses=(*own.responses, extra))
     return result
 
 
@@ -171,22 +185,26 @@ class Collator:
     reference_kinds: frozenset[str] = frozenset()
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        rows, preferences = [], []
+        rows: list[tuple[int, Example, int, np.ndarray]] = []
+        preferences: list[tuple[int, int]] = []
         for index, example in enumerate(examples):
             first = len(rows)
-            rows += [(index, example, position) for position in range(len(example.responses))]
+            rows += [
+                (index, example, k, example.prompt if response.prompt is None else response.prompt)
+                for k, response in enumerate(example.responses)
+            ]
             preferences += [(first + better, first + worse) for better, worse in example.preferences]
-        longest = max((len(e.prompt) + len(e.responses[k].tokens) for _, e, k in rows), default=1)
+        longest = max((len(prompt) + len(e.responses[k].tokens) for _, e, k, prompt in rows), default=1)
         width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
 
         ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
         attention = np.zeros((len(rows), width), dtype=np.int64)
         in_loss = np.zeros((len(rows), width), dtype=bool)
-        for i, (_, example, k) in enumerate(rows):
-            response, m = example.responses[k], len(example.prompt)
+        for i, (_, example, k, prompt) in enumerate(rows):
+            response, m = example.responses[k], len(prompt)
             n = m + len(response.tokens)
             start = width - n if self.padding_side == "left" else 0
-            ids[i, start : start + m] = example.prompt
+            ids[i, start : start + m] = prompt
             ids[i, start + m : start + n] = response.tokens
             attention[i, start : start + n] = 1
             in_loss[i, start + m : start + n] = True if response.in_loss is None else response.in_loss
@@ -198,18 +216,18 @@ class Collator:
             attention_mask=torch.from_numpy(attention),
             in_loss=torch.from_numpy(in_loss),
             kind=torch.tensor(
-                [KINDS.index("mismatched" if e.responses[k].mismatched else e.kind) for _, e, k in rows],
+                [KINDS.index("mismatched" if e.responses[k].mismatched else e.kind) for _, e, k, _ in rows],
                 dtype=torch.int64,
             ),
-            source=torch.tensor([self.sources.index(e.source) for _, e, _ in rows], dtype=torch.int64),
-            row=torch.tensor([e.row for _, e, _ in rows], dtype=torch.int64),
-            prompt=torch.tensor([index for index, _, _ in rows], dtype=torch.int64),
-            target=torch.tensor([e.responses[k].target for _, e, k in rows], dtype=torch.float32),
-            weight=torch.tensor([e.responses[k].weight for _, e, k in rows], dtype=torch.float32),
+            source=torch.tensor([self.sources.index(e.source) for _, e, _, _ in rows], dtype=torch.int64),
+            row=torch.tensor([e.row for _, e, _, _ in rows], dtype=torch.int64),
+            prompt=torch.tensor([index for index, _, _, _ in rows], dtype=torch.int64),
+            target=torch.tensor([e.responses[k].target for _, e, k, _ in rows], dtype=torch.float32),
+            weight=torch.tensor([e.responses[k].weight for _, e, k, _ in rows], dtype=torch.float32),
             preferences=torch.tensor(preferences, dtype=torch.int64).reshape(-1, 2),
         )
         if self.reference_logps is not None:
-            batch["reference_logp"] = torch.tensor([self._reference_logp(e, k) for _, e, k in rows])
+            batch["reference_logp"] = torch.tensor([self._reference_logp(e, k) for _, e, k, _ in rows])
         return batch
 
     def _reference_logp(self, example: Example, k: int) -> float:

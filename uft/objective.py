@@ -125,13 +125,13 @@ class _Preference(Term):
         return losses.needs_reference(self.function)
 
     def _reward(self, scored: Scored) -> Tensor | None:
-        if scored.reference_logp is None:
+        if scored.reference_logp is None or not self.needs_reference:
             return None
         return losses.implicit_reward(scored.logp, scored.reference_logp, self.beta)
 
     def _quantities(self, scored: Scored, rows: Tensor, prefix: str = "") -> dict[str, Tensor]:
         found = {"logp": scored.logp[rows], "length": scored.length[rows]}
-        if scored.reference_logp is not None:
+        if self.needs_reference:
             found |= {"reference_logp": scored.reference_logp[rows], "reward": self._reward(scored)[rows]}
         return {prefix + name: value for name, value in found.items()}
 
@@ -283,8 +283,10 @@ class Objective:
         return any(term.needs_divergence for term in self.terms)
 
     @cached_property
-    def needs_mismatched(self) -> bool:
-        return any(term.statistics_on == "mismatched" for term in self.terms)
+    def kinds_with_mismatched(self) -> frozenset[str]:
+        """The kinds of example that need a response to another prompt, for KTO's KL."""
+        terms = tuple(term for term in self.terms if term.statistics_on == "mismatched")
+        return Objective(terms).kinds if terms else frozenset()
 
     @cached_property
     def statistic_terms(self) -> tuple[Pointwise, ...]:
@@ -301,6 +303,16 @@ class Objective:
         """The kinds of example whose responses the reference must score."""
         needing = tuple(term for term in self.terms if term.needs_reference)
         return Objective(needing).kinds if needing else frozenset()
+
+    def used_rows(self, batch: Batch) -> Tensor:
+        """bool [R]: the responses that some term is on.  The others need no pass through any model."""
+        return torch.stack([batch.rows(term.on) for term in self.terms]).any(0)
+
+    def uses(self, kind: str, chosen: bool, rejected: bool) -> bool:
+        """The same for one response, of an example of this kind, that is the better or worse side of some pair."""
+        sides = {"chosen": chosen, "rejected": rejected}
+        names = {part.strip() for term in self.terms for part in term.on.split("+")}
+        return any(sides[name] if name in sides else kind in ROWS[name] for name in names)
 
     def reference_rows(self, batch: Batch) -> Tensor:
         """bool [R]: the responses that the reference must score."""
@@ -334,7 +346,9 @@ class Objective:
                 summed = term.loss(scored, (statistics or {}).get(term.name, {}))
                 total = total + weight * summed / n.to(summed.dtype)
                 metrics[f"loss/{term.name}"] = (summed.detach(), here)
-                metrics |= {k: (v.detach(), m) for k, (v, m) in term.metrics(scored).items()}
+                for name, (value, items) in term.metrics(scored).items():
+                    before = metrics.get(name, (0.0, 0.0))
+                    metrics[name] = (before[0] + value.detach(), before[1] + items)
             metrics[f"weight/{term.name}"] = (total.new_tensor(weight), total.new_tensor(1.0))
         return total, metrics
 

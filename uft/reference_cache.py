@@ -27,8 +27,15 @@ Logps = dict[tuple[str, int], list[float]]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of all parameters."""
+    """sha256 over everything that decides what a model computes: its parameters, its config, its adapters'."""
     digest = hashlib.sha256()
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    adapters = {
+        name: sorted((k, sorted(v) if isinstance(v, set) else v) for k, v in vars(adapter).items())
+        for name, adapter in getattr(model, "peft_config", {}).items()
+    }
+    attention = getattr(model.config, "_attn_implementation", None)
+    digest.update(repr((sorted(config.items()), adapters, attention)).encode())
     for name, parameter in sorted(model.state_dict().items()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -155,10 +162,12 @@ class ReferenceCache:
         size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size
         kinds = trainer.objective.kinds_with_reference
         layout = [size, training, args.seed, args.data_seed, data.weights, args.padding_side, args.pad_to_multiple_of]
+        layout += [args.bf16, args.fp16, args.device.type]
         name = combined(weights, data.fingerprint, sorted(kinds), layout)
         # hubs are not sent what begins with an underscore
         path = Path(args.reference_cache or args.output_dir) / f"_reference-{name}.npz"
-        with trainer.accelerator.main_process_first():
+        # in the precision of training, which accelerate wraps around the policy only when training begins
+        with trainer.accelerator.main_process_first(), trainer.accelerator.autocast():
             found = load_logps(path)
             if found is None:
                 found, run = compute_logps(

@@ -30,7 +30,7 @@ from uft.checkpoint import WholeCheckpoints, last_checkpoint
 from uft.compute import Meter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
-from uft.feedback import KINDS, Batch, Collator, mismatched
+from uft.feedback import Batch, Collator, mismatched
 from uft.metrics import RunState
 from uft.model_card import TAGS, write_model_card
 from uft.models import FrozenReference, Reference, Scored, is_peft, load_policy, make_reference, score
@@ -97,7 +97,7 @@ class UnifiedTrainer(WholeCheckpoints):
         self.reports: dict[str, Any] = {}
         train_dataset = self._feedback(train_dataset, processing_class, args, "train")
         if isinstance(eval_dataset, Mapping) and all(isinstance(d, FeedbackDataset) for d in eval_dataset.values()):
-            eval_dataset = {name: self._checked(data) for name, data in eval_dataset.items()}
+            eval_dataset = {name: self._checked(data, args.max_length) for name, data in eval_dataset.items()}
         else:
             eval_dataset = self._feedback(eval_dataset, processing_class, args, "eval")
 
@@ -157,9 +157,9 @@ class UnifiedTrainer(WholeCheckpoints):
             data, self.reports[split] = load_feedback(
                 data, tokenizer, max_length=args.max_length, on_bad_row=args.on_bad_row
             )
-        return self._checked(data)
+        return self._checked(data, args.max_length)
 
-    def _checked(self, data: FeedbackDataset) -> FeedbackDataset:
+    def _checked(self, data: FeedbackDataset, max_length: int) -> FeedbackDataset:
         """Refuses rows that no term would use, and adds the mismatched responses where a term asks for them."""
         for name, kinds in data.kinds().items():
             unused = kinds - self.objective.kinds
@@ -169,7 +169,8 @@ class UnifiedTrainer(WholeCheckpoints):
                     f"data set {name!r} holds examples of kind {', '.join(sorted(unused))}, which no term of "
                     f"objective {self.objective.name!r} uses; it uses {used}"
                 )
-        return data.mapped(mismatched) if self.objective.needs_mismatched else data
+        kinds = self.objective.kinds_with_mismatched
+        return data.mapped(lambda examples: mismatched(examples, max_length, kinds)) if kinds else data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         data = train_dataset or self.train_dataset
@@ -186,6 +187,8 @@ class UnifiedTrainer(WholeCheckpoints):
         if isinstance(reference, Reference):
             return reference
         if reference is not None:
+            if reference is policy:
+                raise ValueError("reference is the model that is trained; want another one, or none for a copy of it")
             return FrozenReference(load_policy(reference, dtype=args.dtype, trust_remote_code=args.trust_remote_code))
         if args.reference == "cached":
             if self.objective.needs_divergence:
@@ -275,8 +278,9 @@ class UnifiedTrainer(WholeCheckpoints):
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def scored(self, model: nn.Module, batch: Batch) -> Scored:
-        """Log-probabilities of a batch without the responses that only statistics use."""
-        main = batch.select(batch.kind != KINDS.index("mismatched")) if self.objective.needs_mismatched else batch
+        """Log-probabilities of the responses that some term is on; the others cost nothing."""
+        used = self.objective.used_rows(batch)
+        main = batch if bool(used.all()) else batch.select(used)
         return score(
             model,
             main,
@@ -323,9 +327,11 @@ class UnifiedTrainer(WholeCheckpoints):
             better, worse = batch.preferences.unbind(-1)
             ratio = (scored.logp - scored.reference_logp).detach()
             gain = ratio[better] - ratio[worse]
-            for code in batch.source[better].unique().tolist():
-                here = batch.source[better] == code
-                found[f"{names[code]}/accuracy"] = ((gain[here] > 0).float().sum(), here.sum())
+            known = ~gain.isnan()  # the pairs whose reference was asked for
+            right = (gain > 0).float() + 0.5 * (gain == 0).float()  # a tie is half right
+            for code in batch.source[better][known].unique().tolist():
+                here = known & (batch.source[better] == code)
+                found[f"{names[code]}/accuracy"] = (right[here].sum(), here.sum())
         return found
 
     def _count(self, batch: Batch) -> None:
@@ -396,7 +402,9 @@ class UnifiedTrainer(WholeCheckpoints):
             for t in self.objective.terms
             if f"loss/{t.name}" in means
         )
-        named = {f"{metric_key_prefix}_{name}": value for name, value in means.items() if "weight/" not in name}
+        named = {
+            f"{metric_key_prefix}_{name}": value for name, value in means.items() if not name.startswith("weight/")
+        }
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=examples)
 
     def _save_checkpoint(self, model, trial) -> None:

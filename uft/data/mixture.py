@@ -71,8 +71,8 @@ class FeedbackDataset(torch.utils.data.Dataset):
             arrays = [example.prompt]
             for response in example.responses:
                 facts += [len(response.tokens), response.target, response.weight, response.mismatched]
-                facts += [response.in_loss is None]
-                arrays += [response.tokens] if response.in_loss is None else [response.tokens, response.in_loss]
+                facts += [response.in_loss is None, response.prompt is None]
+                arrays += [a for a in (response.tokens, response.in_loss, response.prompt) if a is not None]
             digest.update(repr((facts, len(example.prompt))).encode())
             for array in arrays:
                 digest.update(np.ascontiguousarray(array).tobytes())

@@ -340,7 +340,10 @@ def _number(row: Mapping[str, Any], column: str, wanted: str) -> float:
     value = value.item() if hasattr(value, "item") else value  # numpy's and torch's scalars
     if not isinstance(value, Real):
         raise BadRow("wrong type", shown(row[column]), wanted, column)
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        raise BadRow("score out of range", shown(row[column]), wanted, column) from None
 
 
 def _score(row: Mapping[str, Any], column: str, source: Source) -> float:
