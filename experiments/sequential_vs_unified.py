@@ -2,8 +2,8 @@
 
 Arms      see ARMS: the base, likelihood alone, four sequential arms, two unified arms, and the control that needs no
           preference method at all (likelihood on demonstrations and chosen answers)
-Equal     base weights, seeds, data, trials of the search; FLOPs within 2 % with reference passes counted (first
-          table), examples of each kind (second table)
+Equal     base weights, seeds, data, trials for the last stage; FLOPs within 2 % with reference passes counted (first
+          table), examples of each kind (second table; SFT only has no use for preferences)
 Unequal   optimiser steps, stated in both tables
 Measured  by generating, after every stage: skills, refusals, facts, alignment; and held-out likelihood, KL
 Run       make compare          main arms, three seeds, one form of preferences, minutes
@@ -240,9 +240,13 @@ def describe(scale: Scale, seeds: Sequence[int]) -> str:
     return (
         f"The lab's world; {len(seeds)} seeds. The sequential design draws {scale.sft_draws:,} demonstrations (of "
         f"{scale.demonstrations:,}) and then {scale.preference_draws:,} preferences (of {scale.preferences:,}); what "
-        "that costs with DPO is the compute of every arm in the first table. Supervised stages are shared by the arms "
-        "that begin with one. Every arm's settings come from a search with the same number of trials, scored on "
-        "other prompts than those reported here."
+        "that costs with DPO is the compute of every arm in the first table. The arms that begin with a supervised "
+        f"stage share it, per seed. Each arm's last stage had {TRIALS} trials on seed {SEARCH_SEEDS[0]}, the shared "
+        "supervised stage another eight; grids were moved until every choice lay inside its grid, so an arm whose "
+        "first grid was wrong has had more.\n\n"
+        "The search scores on prompts drawn with another seed than those reported here. The world is small: about one "
+        "in seven of the reported skill prompts occurs there too, and all facts are asked in both. The search's seed "
+        "is also one of the reported. Intervals are not corrected for the number of comparisons."
     )
 
 

@@ -1,6 +1,17 @@
 """What every test shares."""
 
+import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and dtypes in annotations are enforced here; 2 counts as a float, as PEP 484 has it.
 install_import_hook("uft.losses", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A comparison with a peer that is skipped has compared nothing, so it counts as failed."""
+    report = yield
+    if report.skipped and item.get_closest_marker("peers") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, though peers must be compared: {report.longrepr}"
+    return report
