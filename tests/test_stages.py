@@ -142,3 +142,17 @@ def test_an_interrupted_list_of_stages_goes_on(tmp_path):
     resumed, records = run_stages(model(), stages, data, again, Tokenizer(), resume=True)
     assert torch.equal(parameters(resumed), parameters(whole))
     assert records[0]["steps"] == 3
+
+
+def test_a_flops_budget_pays_for_a_cached_reference(tmp_path):
+    def spent(mode):
+        run = trainer("dpo_nll", dataset(("demonstrations", "pairs")), reference=mode, output_dir=tmp_path,
+                      per_device_train_batch_size=2)  # fmt: skip
+        Budget(flops=3e8).apply(run)
+        run.train()
+        return run.counters()["flops"]
+
+    first, read_from_disk = spent("cached"), spent("cached")
+    assert first == read_from_disk  # whoever paid for the file
+    assert first == pytest.approx(3e8, rel=0.02)
+    assert spent("frozen") == pytest.approx(3e8, rel=0.02)

@@ -10,6 +10,7 @@ Model FLOPs, counted on real tokens (padding is waste of the layout, not cost of
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from torch import nn
 from uft.feedback import KINDS, Batch, Example
 from uft.models import REFERENCE_ADAPTER
 from uft.objective import Objective
+
+logger = logging.getLogger(__name__)
 
 # conv1d: GPT-2's linear layers
 _LINEAR = ("Linear", "Conv1D")
@@ -43,12 +46,18 @@ class Cost:
             and getattr(module, "weight", None) is not None
             and not name.endswith(f".{REFERENCE_ADAPTER}")
         }.values()
-        heads = config.num_attention_heads
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        heads = getattr(config, "num_attention_heads", 0) or 0
+        head_size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+        linear = sum(w.numel() for w in weights)
+        others = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
+        if linear < 0.5 * others or not heads:
+            logger.warning(
+                "FLOPs of %s are undercounted: only linear layers and attention are known, %d of %d weights",
+                type(model).__name__, linear, others,
+            )  # fmt: skip
         return cls(
-            sum(w.numel() for w in weights),
-            sum(w.numel() for w in weights if w.requires_grad),
-            4 * config.num_hidden_layers * heads * head_size,
+            linear, sum(w.numel() for w in weights if w.requires_grad), 4 * config.num_hidden_layers * heads * head_size
         )
 
     def forward(self, n: np.ndarray | int) -> np.ndarray | int:

@@ -37,7 +37,13 @@ class UnifiedConfig(TrainingArguments):
     padding_side: str = field(default="right", metadata={"help": "right or left."})
     pad_to_multiple_of: int = field(default=1, metadata={"help": "Pad batches to a multiple of this length."})
     on_bad_row: str = field(default="error", metadata={"help": "error, or drop (counted and reported)."})
-    dtype: str = field(default="auto", metadata={"help": "dtype of the loaded weights."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "dtype of the loaded weights; auto is the checkpoint's. Small updates vanish in bfloat16 weights: "
+            "train float32 weights with bf16 autocast (--bf16)."
+        },
+    )
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all weights."})
@@ -58,6 +64,8 @@ class UnifiedConfig(TrainingArguments):
             raise ValueError(f"dtype is {self.dtype!r}; want auto, float32, bfloat16 or float16")
         if self.padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {self.padding_side!r}; want right or left")
+        if self.use_peft and self.lora_dropout and self.disable_dropout:
+            raise ValueError(f"lora_dropout is {self.lora_dropout} and disable_dropout is on; want one of them changed")
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; want at least 2")
         self._n_gpu = min(self.n_gpu, 1)  # one process per GPU: torchrun or accelerate, not DataParallel

@@ -55,8 +55,8 @@ def compute_logps(
     prepare: Callable[[Batch], Batch],
     rows_of: Callable[[Batch], Tensor],
     needed: set[tuple[str, int]],
-) -> tuple[Logps, list[Batch]]:
-    """log pi_ref(y | x) of every response of the `needed` examples, by (source, row), and the batches that were run.
+) -> Logps:
+    """log pi_ref(y | x) of every response of the `needed` examples, by (source, row).
 
     rows_of   which responses of a batch the reference scores; those, and nothing else, form its forward pass, as in
               training.  Mismatched responses run apart, as in training too.
@@ -64,7 +64,6 @@ def compute_logps(
     was_training = model.training
     model.eval()
     logps: Logps = {}
-    run: list[Batch] = []
     bar = tqdm(total=len(needed), desc="reference log-probabilities", unit="rows", disable=len(needed) < 1000)
     for examples in batches:
         if needed <= logps.keys():
@@ -79,7 +78,6 @@ def compute_logps(
             if rows.any():
                 part = batch.select(rows)
                 found[rows.cpu()] = score(model, part).logp.float().cpu()
-                run.append(part)
         owners = [(e.source, e.row) for e in examples for _ in e.responses]
         new: Logps = {}
         for owner, value in zip(owners, found.tolist()):
@@ -89,7 +87,7 @@ def compute_logps(
         bar.update(len(new))
     bar.close()
     model.train(was_training)
-    return logps, run
+    return logps
 
 
 def save_logps(path: Path, logps: Logps) -> None:
@@ -170,7 +168,7 @@ class ReferenceCache:
         with trainer.accelerator.main_process_first(), trainer.accelerator.autocast():
             found = load_logps(path)
             if found is None:
-                found, run = compute_logps(
+                found = compute_logps(
                     trainer.model,
                     _planned_batches(data, size, trainer._get_train_sampler(data) if training else None),
                     replace(trainer.data_collator, reference_logps=None),
@@ -179,10 +177,23 @@ class ReferenceCache:
                     {(e.source, e.row) for e in data if e.kind in kinds},
                 )
                 save_logps(path, found)
-                for batch in run:
-                    flops = trainer.meter.cost.forward(batch.attention_mask.sum(-1).cpu().numpy()).sum()
-                    trainer.run_state.count(reference_forwards=len(batch.kind), flops=int(flops))
+        if training:
+            forwards, flops = self.cost(data)
+            trainer.run_state.count(reference_forwards=forwards, flops=flops)
         return found
+
+    def cost(self, data: Any) -> tuple[int, int]:
+        """(passes, FLOPs) of the reference over these data; also where another run paid them and left the file."""
+        if not self.wanted:
+            return 0, 0
+        kinds = self.trainer.objective.kinds_with_reference
+        lengths = [
+            len(e.prompt if r.prompt is None else r.prompt) + len(r.tokens)
+            for e in data
+            if e.kind in kinds
+            for r in e.responses
+        ]
+        return len(lengths), int(sum(self.trainer.meter.cost.forward(n) for n in lengths))
 
 
 def _planned_batches(data: Any, size: int, sampler: Any) -> Iterator[list[Example]]:

@@ -70,6 +70,7 @@ class Budget:
 def steps_within(trainer: UnifiedTrainer, flops: float) -> int:
     """The number of optimiser steps whose cost is nearest to `flops`, found by going through the sampler's order."""
     args, data = trainer.args, trainer.train_dataset
+    flops -= trainer.reference_cache.cost(data)[1]
     cost = np.array([trainer.meter.of_examples([example]).flops for example in data], dtype=np.float64)
     sampler: MixtureSampler = trainer._get_train_sampler(data)
     batch = args.train_batch_size * args.world_size
