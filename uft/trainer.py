@@ -218,6 +218,7 @@ class UnifiedTrainer(WholeCheckpoints):
             return output
         self._clock = time.perf_counter()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self.run_state.count(seconds=self._elapsed())
         self.write_record()
         return output
 
