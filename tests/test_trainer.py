@@ -248,6 +248,20 @@ def test_other_training_options_run(option):
 # ---- what a review found ----
 
 
+def test_imitating_chosen_answers_is_imitating_them_as_demonstrations():
+    """Leaving the rejected rows out must not leave out what the chosen ones are."""
+    from dataclasses import replace
+
+    pairs = dataset(("demonstrations", "pairs"))
+    imitated = [replace(e, kind="demonstration", responses=e.responses[:1], preferences=())
+                for e in pairs.examples["pairs"]]  # fmt: skip
+    demonstrations = type(pairs)({"demonstrations": pairs.examples["demonstrations"], "pairs": imitated})
+    with_pairs, _, run = gradients_of("sft_chosen", pairs, steps=1, per_device_train_batch_size=16)
+    with_demonstrations, _, _ = gradients_of("sft", demonstrations, steps=1, per_device_train_batch_size=16)
+    assert (with_pairs[0] - with_demonstrations[0]).norm() <= 1e-5 * with_demonstrations[0].norm()
+    assert run.state.log_history[0]["loss/sft"] > 0
+
+
 def test_rows_that_no_term_is_on_cost_nothing():
     """Imitating chosen answers needs no pass over the rejected ones."""
     run = trainer("sft_chosen", dataset(("pairs",)), max_steps=1)

@@ -131,6 +131,7 @@ class Batch(dict):
     target           float32 [R]    NaN where unknown
     weight           float32 [R]
     preferences      int64 [P, 2]   (better, worse) rows of this batch
+    side             int64 [R]      1 where it is the better of some pair, 2 the worse, 3 both; kept by `select`
     reference_logp   float32 [R]    only where it was computed beforehand
 
     The token at position t is predicted at t - 1, so per-token quantities are [R, T - 1] and `shifted` is their mask.
@@ -153,7 +154,7 @@ class Batch(dict):
         for name in on.split("+"):
             name = name.strip()
             if name in SIDES:
-                chosen[self["preferences"][:, SIDES.index(name)]] = True
+                chosen |= (self["side"] & (1 << SIDES.index(name))) > 0
             elif name in ROWS:
                 for kind in ROWS[name]:
                     chosen |= self["kind"] == KINDS.index(kind)
@@ -225,7 +226,10 @@ class Collator:
             target=torch.tensor([e.responses[k].target for _, e, k, _ in rows], dtype=torch.float32),
             weight=torch.tensor([e.responses[k].weight for _, e, k, _ in rows], dtype=torch.float32),
             preferences=torch.tensor(preferences, dtype=torch.int64).reshape(-1, 2),
+            side=torch.zeros(len(rows), dtype=torch.int64),
         )
+        for bit, column in enumerate(batch.preferences.T):
+            batch["side"][column] |= 1 << bit
         if self.reference_logps is not None:
             batch["reference_logp"] = torch.tensor([self._reference_logp(e, k) for _, e, k, _ in rows])
         return batch
