@@ -48,7 +48,8 @@ def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str =
             try:
                 while running:
                     done, _ = wait(running, return_when=FIRST_COMPLETED, timeout=1.0)
-                    for future in done:
+                    # what succeeded is kept before a failure is raised
+                    for future in sorted(done, key=lambda future: future.exception() is not None):
                         job = running.pop(future)
                         result, seconds = future.result()
                         write_json(cache / f"{job.key}.json", {**result, "job": job.name, "job_seconds": seconds})
