@@ -1,12 +1,14 @@
 """Runs many independent jobs, a few at a time, and keeps each result under the content of its question.
 
 A job is a function of the module it stands in and plain keyword arguments.  Its result, a JSON-able dict, is stored
-in `cache/<hash of function and arguments>.json`; a second call, or one after an interruption, reads it back.
+in `cache/<hash of code, function and arguments>.json`; a second call, or one after an interruption, reads it back.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -15,10 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from uft.record import write_json
+from uft.record import commit, write_json
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,36 @@ class Job:
 
     @property
     def key(self) -> str:
-        content = json.dumps([self.function.__qualname__, self.arguments], sort_keys=True, default=str)
+        code = code_fingerprint(Path(inspect.getfile(self.function)).parent)
+        content = json.dumps([self.function.__qualname__, self.arguments, code], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+@cache
+def code_fingerprint(folder: Path) -> str:
+    """Changes with what the library, its kernels and the modules in `folder` do, and with weights below `folder`.
+
+    Comments, docstrings and formatting do not change it.
+    """
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    sources = [*(root / "uft").rglob("*.py"), *(root / "kernels").rglob("*.py"), *folder.resolve().glob("*.py")]
+    for path in sorted(sources):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
+                node.body = node.body[1:]
+        digest.update(f"{path.name} {ast.dump(tree)}".encode())
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str = "") -> list[dict[str, Any]]:
     """The results in the order of the jobs.  The first failure stops what has not begun and is raised."""
     paths = [cache / f"{job.key}.json" for job in jobs]
     todo = {job.key: job for job, path in zip(jobs, paths) if not path.exists()}
+    about = {"job_commit": commit()}
     progress = _Progress(title, len(todo), len(jobs))
     if todo:
         # spawned, so that each worker sets its number of threads before torch starts them
@@ -52,7 +77,9 @@ def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str =
                     for future in sorted(done, key=lambda future: future.exception() is not None):
                         job = running.pop(future)
                         result, seconds = future.result()
-                        write_json(cache / f"{job.key}.json", {**result, "job": job.name, "job_seconds": seconds})
+                        write_json(
+                            cache / f"{job.key}.json", {**result, **about, "job": job.name, "job_seconds": seconds}
+                        )
                         progress.finished(job.name, seconds)
                     progress.show()
             except BaseException:

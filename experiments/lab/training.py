@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback
 
+from experiments.jobs import code_fingerprint
 from experiments.lab.base import load_base
 from experiments.lab.data import demonstrations, examples, preferences
 from experiments.lab.measures import measure
@@ -69,7 +70,7 @@ class LabStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """One training run.  Its key is the hash of its content."""
+    """One training run.  Its key is the hash of its content and of the code."""
 
     stages: tuple[LabStage, ...]
     seed: int
@@ -78,7 +79,8 @@ class Plan:
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
+        content = [asdict(self), code_fingerprint(Path(__file__).parent)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
     def prefix(self, stages: int) -> Plan:
         return Plan(self.stages[:stages], self.seed, self.variant, self.scale)

@@ -40,3 +40,18 @@ def test_the_key_is_the_content(tmp_path):
     a, b = jobs(tmp_path, 1, 2)
     assert a.key != b.key
     assert a.key == Job("another name", double, dict(reversed(a.arguments.items()))).key
+
+
+def test_the_key_knows_the_code_but_not_its_comments(tmp_path):
+    from experiments.jobs import code_fingerprint
+
+    def fingerprint(text):
+        (tmp_path / "module.py").write_text(text)
+        code_fingerprint.cache_clear()
+        return code_fingerprint(tmp_path)
+
+    first = fingerprint('"""Says."""\nx = 1  # one\n')
+    assert fingerprint('"""Says more."""\n\nx = 1\n') == first
+    assert fingerprint('"""Says."""\nx = 2  # one\n') != first
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    assert fingerprint('"""Says."""\nx = 1  # one\n') != first
