@@ -13,7 +13,7 @@ import pytest
 import torch
 from mixed import dataset, parameters, trainer
 
-from uft.checkpoint import is_whole, last_checkpoint
+from uft.checkpoint import is_whole, last_checkpoint, superfluous
 
 OBJECTIVE = {
     "sft": {"loss": "nll"},
@@ -113,3 +113,17 @@ def test_resume_without_a_checkpoint_says_so(tmp_path):
     run = trainer("dpo", dataset(("pairs",)), output_dir=tmp_path)
     with pytest.raises(ValueError, match="no whole checkpoint"):
         run.train(resume_from_checkpoint=True)
+
+
+def test_which_checkpoints_are_superfluous(tmp_path):
+    for step in (5, 10, 15, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+
+    def gone(limit, best=None):
+        return [int(p.name[11:]) for p in superfluous(tmp_path, limit, best and tmp_path / f"checkpoint-{best}")]
+
+    assert gone(2) == [5, 10]
+    assert gone(2, best=5) == [10, 15]
+    assert gone(2, best=15) == [5, 10]
+    assert gone(1, best=5) == [10, 15]  # the newest stays too, to go on from
+    assert gone(9) == []

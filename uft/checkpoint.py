@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import Trainer
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
 from uft.metrics import RunState
 
@@ -34,6 +34,26 @@ def publish(aside: Path, final: Path) -> None:
         os.close(descriptor)
 
 
+def remove(checkpoint: Path, aside: Path) -> None:
+    """Takes a checkpoint away in one step, so that a kill does not leave half of it under its name."""
+    if checkpoint.exists():
+        aside.mkdir(exist_ok=True)
+        os.rename(checkpoint, aside / f"removed-{checkpoint.name}")
+
+
+def superfluous(folder: Path, limit: int, best: Path | None) -> list[Path]:
+    """All but the newest `limit` checkpoints.  The best one stays too, in place of the oldest of those, never the newest."""
+    found = [path for _, path in sorted(_numbered(folder))]
+    kept = found[-limit:]
+    if best in found and best not in kept:
+        kept = [best, *(kept[1:] or kept)]
+    return [path for path in found if path not in kept]
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    return [(int(m.group(1)), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
+
+
 def is_whole(path: Path) -> bool:
     """Whether everything that resuming reads is there and the state parses."""
     state = path / "trainer_state.json"
@@ -49,8 +69,7 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     folder = Path(output_dir)
     if not folder.is_dir():
         return None
-    found = [(int(m.group(1)), p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
-    return next((str(path) for _, path in sorted(found, reverse=True) if is_whole(path)), None)
+    return next((str(path) for _, path in sorted(_numbered(folder), reverse=True) if is_whole(path)), None)
 
 
 class WholeCheckpoints(Trainer):
@@ -78,18 +97,16 @@ class WholeCheckpoints(Trainer):
                 self.state.save_to_json(str(self._aside / name / "trainer_state.json"))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                shutil.rmtree(run_dir / name, ignore_errors=True)
+                remove(run_dir / name, self._aside)
                 publish(self._aside / name, run_dir / name)
                 shutil.rmtree(self._aside, ignore_errors=True)
         finally:
             self._aside, self.args.push_to_hub = None, pushes
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
+        if self.args.should_save and self.args.save_total_limit:
+            best = self.state.best_model_checkpoint
+            for path in superfluous(run_dir, self.args.save_total_limit, Path(best) if best else None):
+                remove(path, run_dir / ASIDE)
+            shutil.rmtree(run_dir / ASIDE, ignore_errors=True)
         if pushes:
             self._push_from_checkpoint(str(run_dir / name))
 
