@@ -42,7 +42,7 @@ def remove(checkpoint: Path, aside: Path) -> None:
 
 
 def superfluous(folder: Path, limit: int, best: Path | None) -> list[Path]:
-    """All but the newest `limit` checkpoints.  The best one stays too, in place of the oldest of those, never the newest."""
+    """All but the newest `limit` checkpoints.  The best one stays too, in place of the oldest but not of the newest."""
     found = [path for _, path in sorted(_numbered(folder))]
     kept = found[-limit:]
     if best in found and best not in kept:
