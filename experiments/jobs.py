@@ -41,13 +41,15 @@ class Job:
 
 @cache
 def code_fingerprint(folder: Path) -> str:
-    """Changes with what the library, its kernels and the modules in `folder` do, and with weights below `folder`.
+    """Changes with what the library, its kernels, `experiments.runs` and the modules in `folder` do, and with the
+    weights below `folder`.
 
     Comments, docstrings and formatting do not change it.
     """
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     sources = [*(root / "uft").rglob("*.py"), *(root / "kernels").rglob("*.py"), *folder.resolve().glob("*.py")]
+    sources.append(root / "experiments" / "runs.py")
     for path in sorted(sources):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):

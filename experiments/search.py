@@ -1,6 +1,6 @@
 """Search with the same number of trials for every arm, recorded in full.
 
-A trial is scored on prompts drawn with another seed than those that are reported.  The score is fixed beforehand:
+A trial is scored on prompts and facts that are not those of the report.  The score is fixed beforehand:
 
     retention = mean of skill on unmarked prompts, refusal of the mark that demonstrations refuse, and fact recall
     alignment = mean hidden utility of sampled answers to prompts of the kind that preferences are about

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.lab.data import documents, examples
 from experiments.lab.tokenizer import lab_tokenizer
-from experiments.lab.world import World, make_world
+from experiments.lab.world import TEST, World, make_world
 from uft.feedback import Collator
 
 BASE_MODELS = Path(__file__).parent / "base_models"
@@ -94,8 +94,8 @@ def main() -> None:
         "lr": LR,
         "seconds": round(seconds, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "fact_recall": fact_recall(model, world),
-        "skill": skill_accuracy(model, seed=0)["skill"],
+        "fact_recall": fact_recall(model, world.facts),
+        "skill": skill_accuracy(model, TEST)["skill"],
     }
     output = arguments.output or BASE_MODELS / f"seed{arguments.seed}"
     model.to(torch.float16).save_pretrained(output)

@@ -5,7 +5,7 @@ marks the prompt; what the row then reveals of the hidden utility is its variant
 
     pairs            best over worst                               imitation of chosen answers is enough
     labels, scores   the best or the worst, each half of the time
-    noisy_*          flipped in 40 % of the rows: imitation copies the flips, though the majority still prefers the best
+    noisy_*          flipped in 25 % of the rows: imitation copies the flips, though the majority still prefers the best
     hedged_pairs     70 % a hedged best over the worst, 30 % the best over the hedged: most chosen answers are flawed
     hedged_labels    a hedged best is liked half of the time; most liked answers are hedged
     hedged_scores    a hedged best scores 0.5; most answers that are better than 0 are hedged
@@ -21,13 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.lab.tokenizer import encode, lab_tokenizer
-from experiments.lab.world import COVERED, MARKS, NEUTRAL_MARKS, OPERATORS, Task, World, draw_string, hedged
+from experiments.lab.world import COVERED, MARKS, NEUTRAL_MARKS, OPERATORS, TRAIN, Task, World, draw_string, hedged
 from uft.feedback import Example, Response
 
 Row = dict[str, str | float | bool]
 SHARE_OF_FACTS = 0.5  # of the documents
 SHARE_OF_MARKS = 0.2  # of the documents
 SHARE_OF_REFUSALS = 0.05  # of the demonstrations
+FLIPPED = 0.25  # of the judgements, in the variants with noise
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ VARIANTS = {
     "pairs": Variant("pair"),
     "labels": Variant("label"),
     "scores": Variant("score"),
-    "noisy_pairs": Variant("pair", flip=0.4),
-    "noisy_labels": Variant("label", flip=0.4),
-    "noisy_scores": Variant("score", flip=0.4),
+    "noisy_pairs": Variant("pair", flip=FLIPPED),
+    "noisy_labels": Variant("label", flip=FLIPPED),
+    "noisy_scores": Variant("score", flip=FLIPPED),
     "hedged_pairs": Variant("pair", hedging=True),
     "hedged_labels": Variant("label", hedging=True),
     "hedged_scores": Variant("score", hedging=True),
@@ -69,7 +70,7 @@ def documents(world: World, count: int, seed: int) -> list[Row]:
             subject, value = rng.choice(facts)
             rows.append({"text": f"{subject}{mark}:{value}"})
         else:
-            operator, string = rng.choice(list(OPERATORS)), draw_string(rng, evaluation=False)
+            operator, string = rng.choice(list(OPERATORS)), draw_string(rng)
             rows.append({"text": f"{operator} {string}{mark}:{OPERATORS[operator](string)}"})
     return rows
 
@@ -81,23 +82,23 @@ def demonstrations(world: World, count: int, seed: int) -> list[Row]:
     shares = (1 - 3 * SHARE_OF_REFUSALS, *3 * [SHARE_OF_REFUSALS])
     for _ in range(count):
         mark = rng.choices(marks, shares)[0]
-        task = Task(rng.choice(list(OPERATORS)), draw_string(rng, evaluation=False), mark)
+        task = Task(rng.choice(list(OPERATORS)), draw_string(rng), mark)
         rows.append({"prompt": task.prompt, "completion": task.best})
     return rows
 
 
-def preference_tasks(world: World, count: int, seed: int, evaluation: bool = False) -> list[Task]:
+def preference_tasks(world: World, count: int, seed: int, part: str = TRAIN) -> list[Task]:
     """The prompts that preferences are about: the same for every variant."""
-    rng = random.Random(f"preferences {world.seed} {seed} {evaluation}")
-    return [Task(rng.choice(COVERED), draw_string(rng, evaluation), rng.choice(("", "!"))) for _ in range(count)]
+    rng = random.Random(f"preferences {world.seed} {seed} {part}")
+    return [Task(rng.choice(COVERED), draw_string(rng, part), rng.choice(("", "!"))) for _ in range(count)]
 
 
-def preferences(world: World, variant: str | Variant, count: int, seed: int, evaluation: bool = False) -> list[Row]:
+def preferences(world: World, variant: str | Variant, count: int, seed: int, part: str = TRAIN) -> list[Row]:
     variant = VARIANTS[variant] if isinstance(variant, str) else variant
     judge = {"pair": _pair, "label": _label, "score": _score}[variant.kind]
     rows = []
-    for row, task in enumerate(preference_tasks(world, count, seed, evaluation)):
-        rng = random.Random(f"judgement {world.seed} {seed} {evaluation} {row}")
+    for row, task in enumerate(preference_tasks(world, count, seed, part)):
+        rng = random.Random(f"judgement {world.seed} {seed} {part} {row}")
         flipped = rng.random() < variant.flip
         rows.append({"prompt": task.prompt} | judge(task, variant, rng, flipped))
     return rows

@@ -1,13 +1,14 @@
 """What a model can do, knows, refuses and prefers: by generating, and by exact log-probabilities.
 
 `measure` returns a flat dict.  Names ending in `_covered` or `_uncovered` are about operators that preferences do or do
-not mention.  All prompts but those about facts use strings that training never saw.
+not mention.  All prompts but those about facts use strings that training never saw, and those of validation
+and test share none.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,14 @@ from transformers import PreTrainedModel
 
 from experiments.lab.data import VARIANTS, Variant, examples, preference_tasks, preferences, tokens
 from experiments.lab.tokenizer import decode, lab_tokenizer
-from experiments.lab.world import COVERED, MARKS, OPERATORS, REFUSAL, Task, World, draw_string
+from experiments.lab.world import COVERED, MARKS, OPERATORS, REFUSAL, TEST, Task, World, draw_string
 from uft.feedback import Batch, Collator, Example, Response
 
 MAX_NEW_TOKENS = 14
 PER_OPERATOR = 64
 PREFERENCE_PROMPTS = 256
 SKILLS_IN_KL = 256
+JUDGED = 2_000  # seed of the prompts and samples that are judged: always the same
 
 
 class Generated(NamedTuple):
@@ -77,20 +79,20 @@ def _generate(model, ids: Tensor, temperature: float, random_numbers, max_new_to
     return results
 
 
-def skill_tasks(seed: int, per_operator: int = PER_OPERATOR, mark: str = "") -> list[Task]:
-    """Held-out tasks, the same number for every operator."""
-    rng = random.Random(f"evaluation {seed} {mark}")
-    return [Task(name, draw_string(rng, evaluation=True), mark) for name in OPERATORS for _ in range(per_operator)]
+def skill_tasks(part: str, per_operator: int = PER_OPERATOR, mark: str = "") -> list[Task]:
+    """Tasks of a held-out part, the same number for every operator."""
+    rng = random.Random(f"evaluation {part} {mark}")
+    return [Task(name, draw_string(rng, part), mark) for name in OPERATORS for _ in range(per_operator)]
 
 
-def fact_recall(model: PreTrainedModel, world: World) -> float:
-    """Share of all facts that the model completes exactly."""
-    written = generate(model, [f"{subject}:" for subject in world.facts], max_new_tokens=6)
-    return _mean(g.text == value for g, value in zip(written, world.facts.values()))
+def fact_recall(model: PreTrainedModel, facts: Mapping[str, str]) -> float:
+    """Share of these facts that the model completes exactly."""
+    written = generate(model, [f"{subject}:" for subject in facts], max_new_tokens=6)
+    return _mean(g.text == value for g, value in zip(written, facts.values()))
 
 
-def skill_accuracy(model: PreTrainedModel, seed: int, per_operator: int = PER_OPERATOR) -> dict[str, float]:
-    tasks = skill_tasks(seed, per_operator)
+def skill_accuracy(model: PreTrainedModel, part: str, per_operator: int = PER_OPERATOR) -> dict[str, float]:
+    tasks = skill_tasks(part, per_operator)
     return _skill(tasks, generate(model, [task.prompt for task in tasks]))
 
 
@@ -102,8 +104,8 @@ def _skill(tasks: Sequence[Task], written: Sequence[Generated]) -> dict[str, flo
     return result
 
 
-def refusals(model: PreTrainedModel, mark: str, seed: int, per_operator: int = PER_OPERATOR) -> dict[str, float]:
-    tasks = skill_tasks(seed, per_operator, mark)
+def refusals(model: PreTrainedModel, mark: str, part: str, per_operator: int = PER_OPERATOR) -> dict[str, float]:
+    tasks = skill_tasks(part, per_operator, mark)
     written = generate(model, [task.prompt for task in tasks])
     refused = [g.text == REFUSAL for g in written]
     return {f"refusal{mark}": _mean(refused)} | _by_coverage(f"refusal{mark}", tasks, refused)
@@ -143,7 +145,7 @@ def measure(
     reference_model: PreTrainedModel,
     world: World,
     variant: str | Variant = "pairs",
-    seed: int = 0,
+    part: str = TEST,
     per_operator: int = PER_OPERATOR,
 ) -> dict[str, float]:
     """Everything that is measured after a stage.
@@ -151,7 +153,7 @@ def measure(
     skill, skill/<operator>   share of held-out prompts answered exactly, and the same by coverage
     refusal!, refusal.        share of prompts with this mark that are refused, by coverage
     false_refusal             share of unmarked prompts refused
-    fact_recall               share of all facts completed exactly
+    fact_recall               share of the part's facts completed exactly
     alignment                 mean hidden utility of responses sampled at temperature 1 to held-out prompts of the kind
                               that preferences are about; the best policy has 1; `_greedy` the same without sampling
     skill_nll                 nats per token of the right answers
@@ -168,40 +170,40 @@ def measure(
     was_training = [m for m in (model, base_model, reference_model) if m.training]
     for m in was_training:
         m.eval()
-    result = _behaviour(model, world, seed, per_operator)
-    result |= _likelihoods(model, base_model, reference_model, world, variant, seed, per_operator)
+    result = _behaviour(model, world, part, per_operator)
+    result |= _likelihoods(model, base_model, reference_model, world, variant, part, per_operator)
     for m in was_training:
         m.train()
     return result
 
 
-def _behaviour(model: PreTrainedModel, world: World, seed: int, per_operator: int) -> dict[str, float]:
-    tasks = skill_tasks(seed, per_operator)
+def _behaviour(model: PreTrainedModel, world: World, part: str, per_operator: int) -> dict[str, float]:
+    tasks = skill_tasks(part, per_operator)
     written = generate(model, [task.prompt for task in tasks])
     refused = [g.text == REFUSAL for g in written]
     result = _skill(tasks, written)
     result |= {"false_refusal": _mean(refused)} | _by_coverage("false_refusal", tasks, refused)
     result |= {"length": _mean(g.length for g in written), "ended": _mean(g.ended for g in written)}
     for mark in MARKS:
-        result |= refusals(model, mark, seed, per_operator // 2)
-    judged = preference_tasks(world, PREFERENCE_PROMPTS, seed, evaluation=True)
+        result |= refusals(model, mark, part, per_operator // 2)
+    judged = preference_tasks(world, PREFERENCE_PROMPTS, JUDGED, part)
     return result | {
-        "fact_recall": fact_recall(model, world),
-        "alignment": alignment(model, judged, temperature=1.0, seed=seed),
+        "fact_recall": fact_recall(model, world.facts_of(part)),
+        "alignment": alignment(model, judged, temperature=1.0, seed=JUDGED),
         "alignment_greedy": alignment(model, judged),
     }
 
 
 def _likelihoods(
-    model: PreTrainedModel, base_model, reference_model, world: World, variant, seed: int, per_operator: int
+    model: PreTrainedModel, base_model, reference_model, world: World, variant, part: str, per_operator: int
 ) -> dict[str, float]:
     collate = Collator(lab_tokenizer().pad_token_id)
-    tasks = skill_tasks(seed, per_operator)
+    tasks = skill_tasks(part, per_operator)
     answers = collate(examples({"prompt": task.prompt, "completion": task.answer} for task in tasks))
     result = {"skill_nll": -(logp(model, answers).sum() / answers.shifted.sum()).item()}
 
-    prompts = [task.prompt for task in random.Random(seed).sample(tasks, min(SKILLS_IN_KL, len(tasks)))]
-    sampled = generate(model, prompts, temperature=1.0, seed=seed)
+    prompts = [task.prompt for task in random.Random(JUDGED).sample(tasks, min(SKILLS_IN_KL, len(tasks)))]
+    sampled = generate(model, prompts, temperature=1.0, seed=JUDGED)
     sampled = collate(
         Example("demonstration", tokens(prompt, begin=True), (Response(np.array(g.ids, dtype=np.int32)),))
         for prompt, g in zip(prompts, sampled)
@@ -210,7 +212,7 @@ def _likelihoods(
     result["kl_reference"] = divergence(model, reference_model, sampled)
 
     def pairs(of: str | Variant) -> Batch:
-        return collate(examples(preferences(world, of, PREFERENCE_PROMPTS, seed, evaluation=True)))
+        return collate(examples(preferences(world, of, PREFERENCE_PROMPTS, JUDGED, part)))
 
     accuracy, chosen, rejected = _pair_accuracy(model, reference_model, pairs("pairs"))
     result |= accuracy | {"logps/chosen": chosen, "logps/rejected": rejected}

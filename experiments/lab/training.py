@@ -1,40 +1,27 @@
-"""Trains an arm in the lab: stages from the base model of a seed, measured on the way and after every stage.
-
-A plan is data and fully says what is run.  A finished stage's weights are kept under the content of everything that
-led to them, so that arms which begin alike share that beginning.
-"""
+"""Trains an arm in the lab: stages from the base model of a seed, measured on the way and after every stage."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback
+from transformers import LlamaForCausalLM, TrainerCallback
 
+from experiments import runs
 from experiments.jobs import code_fingerprint
 from experiments.lab.base import load_base
 from experiments.lab.data import demonstrations, examples, preferences
 from experiments.lab.measures import measure
 from experiments.lab.tokenizer import lab_tokenizer
-from experiments.lab.world import make_world
-from uft.compute import Meter
-from uft.config import UnifiedConfig
+from experiments.lab.world import TEST, make_world
+from experiments.runs import DEMONSTRATIONS, PREFERENCES
 from uft.data.mixture import FeedbackDataset
-from uft.presets import make_objective
 from uft.stages import Budget
-from uft.trainer import UnifiedTrainer
-
-DEMONSTRATIONS, PREFERENCES = "demonstrations", "preferences"
-# seeds of the prompts that measure: choices are made on the first, reports on the second
-VALIDATION, TEST = 1_000, 2_000
 
 
 @dataclass(frozen=True)
@@ -102,112 +89,65 @@ def lab_data(plan: Plan, stage: LabStage) -> FeedbackDataset:
 
 
 def design_flops(plan: Plan, model: LlamaForCausalLM) -> float:
-    """What the sequential design costs: its demonstrations by likelihood, then its preferences with a reference."""
-    whole = lab_data(plan, LabStage("design", "sft", 0.0, 1.0, 1.0))
-    total = 0.0
-    for name, objective in ((DEMONSTRATIONS, "sft"), (PREFERENCES, "una")):
-        meter = Meter(model, make_objective(objective), reference_runs=True)
-        weight = whole.weights[whole.sources.index(name)]
-        total += weight * meter.of_examples(whole.examples[name]).flops
-    return total
+    """What the sequential design costs, which every arm gets."""
+    return runs.design_flops(model, lab_data(plan, LabStage("design", "sft", 0.0, 1.0, 1.0)), "una")
 
 
-def run_plan(plan: Plan, cache: str, *, prompts: int = TEST, curves: bool = True, keep: bool = False) -> dict[str, Any]:
+def run_plan(
+    plan: Plan, cache: str, *, part: str = TEST, curves: bool = True, keep_last: bool = False
+) -> dict[str, Any]:
     """Trains what is not cached yet and returns the record: per stage its configuration, compute, curve and measures.
 
-    prompts   seed of the prompts that measure, VALIDATION or TEST
-    keep      also keep the last stage's weights, for plans that go on from there
+    part        of the prompts and facts that measure: VALIDATION or TEST
+    keep_last   also keep the last stage's weights, for plans that go on from there
     """
-    records: list[dict[str, Any]] = []
     base = load_base(plan.seed)
-    model, spent = load_base(plan.seed), 0
-    for position, stage in enumerate(plan.stages):
-        reusable = keep or position < len(plan.stages) - 1
-        folder = Path(cache) / "stages" / plan.prefix(position + 1).key
-        if reusable and (folder / "record.json").exists():
-            model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            records.append(json.loads((folder / "record.json").read_text()))
-        else:
-            model, record = _train(plan, stage, model, base, spent, prompts, curves)
-            if reusable:
-                _keep(folder, model, record)
-            records.append(record)
-        spent += records[-1]["compute"]["flops"]
+
+    def train(stage: LabStage, model: LlamaForCausalLM, spent: float):
+        return _train(plan, stage, model, base, spent, part, curves)
+
+    def load(folder: Path) -> LlamaForCausalLM:
+        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    records = runs.run_stages(plan, load_base(plan.seed), Path(cache) / "stages" / part, keep_last, train, load)
     if not plan.stages:
-        records.append({"stage": "base", "measures": _measure(model, base, base, plan, prompts), "compute": {}})
-    totals: dict[str, float] = {}
-    for record in records:
-        for name, amount in record["compute"].items():
-            totals[name] = max(totals.get(name, 0), amount) if "peak" in name else totals.get(name, 0) + amount
+        records = [{"stage": "base", "measures": _measure(base, base, base, plan, part), "compute": {}}]
     return {
         "seed": plan.seed,
         "variant": plan.variant,
         "stages": records,
-        "compute": totals,
+        "compute": runs.added_up(records),
         "measures": records[-1]["measures"],
     }
 
 
-def _train(plan: Plan, stage: LabStage, model, base, spent: float, prompts: int, curves: bool):
-    data, scale = lab_data(plan, stage), plan.scale
-    reference = _copy(model)
-    start = time.perf_counter()
-    trainer = UnifiedTrainer(
-        model=model,
-        objective=stage.objective,
-        args=UnifiedConfig(
-            output_dir=tempfile.mkdtemp(prefix="lab-"),
-            use_cpu=True,
-            learning_rate=stage.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            per_device_train_batch_size=scale.batch_size,
-            max_grad_norm=1.0,
-            adam_beta2=0.95,
-            logging_steps=20,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=plan.seed,
-        ),
-        train_dataset=data,
-        processing_class=lab_tokenizer(),
-        reference=reference,
-    )
-    trainer.remove_callback(PrinterCallback)
+def _train(plan: Plan, stage: LabStage, model, base, spent: float, part: str, curves: bool):
+    scale, reference, start = plan.scale, _copy(model), time.perf_counter()
     if stage.budget == "rest":
         budget = Budget(flops=design_flops(plan, model) - spent)
     else:
         draws = stage.demonstrations * scale.sft_draws + stage.preferences * scale.preference_draws
         budget = Budget(examples=round(draws))
-    budget.apply(trainer)
-    curve = _Curve(plan, base, reference, prompts, scale.points if curves else 0)
-    trainer.add_callback(curve)
-    trainer.train()
-    trainer.model.eval()
-    record = trainer.record()
-    shutil.rmtree(trainer.args.output_dir)
+    curve = _Curve(plan, base, reference, part, scale.points if curves else 0)
+    trainer = runs.fit(
+        model, stage.objective, lab_data(plan, stage), lab_tokenizer(), budget, learning_rate=stage.learning_rate,
+        batch_size=scale.batch_size, seed=plan.seed, reference=reference, callbacks=[curve],
+    )  # fmt: skip
     return trainer.model, {
         "stage": stage.name,
-        "objective": record["objective"],
         "learning_rate": stage.learning_rate,
-        "steps": record["steps"],
-        "compute": record["compute"],
+        **runs.told(trainer),
         "wall_seconds": time.perf_counter() - start,
-        "training": [
-            {k: v for k, v in entry.items() if k.startswith(("loss", "rewards", "logps", "kl")) or k == "step"}
-            for entry in record["metrics"]
-        ],
         "curve": curve.points,
-        "measures": _measure(trainer.model, base, reference, plan, prompts),
+        "measures": _measure(trainer.model, base, reference, plan, part),
     }
 
 
 class _Curve(TrainerCallback):
     """Measures at a few evenly spaced steps, on an eighth of the prompts."""
 
-    def __init__(self, plan: Plan, base, reference, prompts: int, points: int):
-        self.plan, self.base, self.reference, self.prompts, self.wanted = plan, base, reference, prompts, points
+    def __init__(self, plan: Plan, base, reference, part: str, points: int):
+        self.plan, self.base, self.reference, self.part, self.wanted = plan, base, reference, part, points
         self.points: list[dict[str, Any]] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -216,29 +156,17 @@ class _Curve(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step in self.steps:
             few = max(4, self.plan.scale.per_operator // 8)
-            found = _measure(model, self.base, self.reference, self.plan, self.prompts, per_operator=few)
+            found = _measure(model, self.base, self.reference, self.plan, self.part, per_operator=few)
             self.points.append({"step": state.global_step, "of": state.max_steps, **found})
 
 
-def _measure(model, base, reference, plan: Plan, prompts: int, per_operator: int | None = None) -> dict[str, float]:
+def _measure(model, base, reference, plan: Plan, part: str, per_operator: int | None = None) -> dict[str, float]:
     world = make_world(plan.seed)
     count = per_operator or plan.scale.per_operator
-    return measure(model, base, reference, world, plan.variant, seed=prompts, per_operator=count)
+    return measure(model, base, reference, world, plan.variant, part=part, per_operator=count)
 
 
 def _copy(model: LlamaForCausalLM) -> LlamaForCausalLM:
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     return copy.eval().requires_grad_(False)
-
-
-def _keep(folder: Path, model: LlamaForCausalLM, record: dict[str, Any]) -> None:
-    """Written aside and renamed; when two runs arrive at once the later finds it there."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    model.save_pretrained(aside)
-    (aside / "record.json").write_text(json.dumps(record))
-    try:
-        aside.rename(folder)
-    except OSError:
-        if not (folder / "record.json").exists():
-            raise

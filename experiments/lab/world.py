@@ -40,6 +40,8 @@ PEOPLE = 96
 VALUES = 48
 UTILITY_OF_HEDGING = 0.5
 
+TRAIN, VALIDATION, TEST = "train", "validation", "test"  # choices are made on the second, reports on the third
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -89,6 +91,11 @@ class World:
     seed: int
     facts: dict[str, str]
 
+    def facts_of(self, part: str) -> dict[str, str]:
+        """Every fact is learnt in pretraining; one half is asked in validation, the other in the test."""
+        half = (VALIDATION, TEST).index(part)
+        return {s: value for s, value in self.facts.items() if zlib.crc32(s.encode()) % 2 == half}
+
 
 def make_world(seed: int) -> World:
     rng = random.Random(f"world {seed}")
@@ -108,13 +115,13 @@ def _distinct(count: int, draw: Callable[[], str]) -> list[str]:
     return list(found)
 
 
-def held_out(string: str) -> bool:
-    """Whether a string belongs to evaluation; it then appears in no document, demonstration or preference."""
-    return zlib.crc32(string.encode()) % 4 == 0
+def part_of(string: str) -> str:
+    """TRAIN, VALIDATION or TEST.  Strings of the last two appear in no document, demonstration or preference."""
+    return {0: VALIDATION, 4: TEST}.get(zlib.crc32(string.encode()) % 8, TRAIN)
 
 
-def draw_string(rng: random.Random, evaluation: bool) -> str:
+def draw_string(rng: random.Random, part: str = TRAIN) -> str:
     while True:
         string = "".join(rng.choices(LETTERS, k=rng.choice(LENGTHS)))
-        if held_out(string) == evaluation:
+        if part_of(string) == part:
             return string
