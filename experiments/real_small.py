@@ -26,12 +26,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments import search
 from experiments.jobs import Job, run_jobs
 from experiments.real.files import Place, fingerprint, missing
 from experiments.real.report import write_report
 from experiments.real.settings import RECIPES, Design, Scale, Settings, read_settings
 from experiments.real.training import Plan, RealStage, overview, run_plan
+from experiments.runs import SFT_STAGE, Runner, run_sharing, search
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -78,69 +78,55 @@ ARMS: dict[str, Arm] = {
 }
 
 
-@dataclass(frozen=True)
-class Runner:
-    """Runs plans, `workers` at a time."""
+def runner(place: Place, workers: int) -> Runner:
+    """Runs plans as jobs; results, bases and finished stages are kept in `place.made`."""
 
-    place: Place
-    workers: int
+    def run(plans: Sequence[tuple[str, Plan]], title: str, keep_last: bool) -> list[dict[str, Any]]:
+        same = {"data": str(place.data), "cache": str(place.made), "keep_last": keep_last}
+        jobs = [Job(name, run_plan, {"plan": plan, **same}) for name, plan in plans]
+        return run_jobs(jobs, place.made, workers=workers, title=title)
 
-    def run(self, plans: Sequence[tuple[str, Plan]], title: str, keep_last: bool = False) -> list[dict[str, Any]]:
-        where = {"data": str(self.place.data), "cache": str(self.place.made)}
-        jobs = [Job(name, run_plan, {"plan": plan, "keep_last": keep_last, **where}) for name, plan in plans]
-        return run_jobs(jobs, self.place.made, workers=self.workers, title=title)
+    return run
 
 
 def plan_of(arm: str, seed: int, scale: Scale, data: str, chosen: dict[str, Any]) -> Plan:
     """The run of an arm with the learning rates that the search chose."""
     spec, stages = ARMS[arm], []
     if spec.after_sft:
-        stages.append(RealStage("sft", "sft", chosen["sft"]["learning_rate"], 1.0))
+        stages.append(RealStage("sft", "sft", chosen[SFT_STAGE]["learning_rate"], 1.0))
     if spec.last is not None:
         stages.append(spec.last(chosen[arm]["learning_rate"], scale.design))
     return Plan(tuple(stages), seed, scale, data)
 
 
-def share_beginnings(plans: Sequence[Plan], runner: Runner) -> None:
-    """Trains what several plans begin with, once each, before those plans run side by side."""
-    beginnings = {plan.prefix(1).key: plan.prefix(1) for plan in plans if len(plan.stages) > 1}
-    runner.run([(f"supervised stage, seed {p.seed}", p) for p in beginnings.values()], "shared beginnings", True)
-
-
-def search_rates(names: Sequence[str], settings: Settings, data: str, runner: Runner) -> dict[str, Any]:
-    """For every arm the same number of trials; the supervised stage is chosen first, for others begin with it."""
+def search_rates(names: Sequence[str], settings: Settings, data: str, run: Runner) -> dict[str, Any]:
+    """For every arm the same number of trials; the shared supervised stage first, for others begin with it."""
     chosen: dict[str, Any] = {}
-    tuned = [name for name in names if ARMS[name].last is not None]
-    for group in (["sft"], [name for name in tuned if name != "sft"]):
-        about = [
-            (name, rate, seed)
-            for name, seed in product(group, settings.search_seeds)
-            for rate in settings.learning_rates[name]
-        ]
-        plans = [
-            (f"{ARMS[name].label}, lr {rate:g}, seed {seed}",
-             plan_of(name, seed, settings.scale, data, chosen | {name: {"learning_rate": rate}}))
-            for name, rate, seed in about
-        ]  # fmt: skip
-        share_beginnings([plan for _, plan in plans], runner)
-        results = runner.run(plans, "search")
-        for name in group:
-            trials = [
-                {"settings": {"learning_rate": rate}, "seed": seed, "score": result["validation"]["score"]}
-                for (arm, rate, seed), result in zip(about, results)
-                if arm == name
-            ]
-            chosen[name] = search.best_trial(trials)
+
+    def trial(name: str, seed: int, found: dict[str, float]) -> Plan:
+        if name == SFT_STAGE:
+            return Plan((RealStage("sft", "sft", found["learning_rate"], 1.0),), seed, settings.scale, data)
+        return plan_of(name, seed, settings.scale, data, chosen | {name: found})
+
+    def judge(name: str, record: dict[str, Any]) -> float:
+        # the supervised stage is there to teach and keep, so it is chosen by retention alone
+        return record["validation"]["retention" if name == SFT_STAGE else "score"]
+
+    trained = [name for name in names if ARMS[name].last is not None]
+    shared = [SFT_STAGE] * any(ARMS[name].after_sft for name in trained)
+    for group in (shared, trained):
+        grids = {name: [{"learning_rate": rate} for rate in settings.learning_rates[name]] for name in group}
+        chosen |= search(grids, settings.search_seeds, trial, judge, run)
     return chosen
 
 
-def compare(names: Sequence[str], settings: Settings, data: str, chosen: dict[str, Any], runner: Runner):
+def compare(names: Sequence[str], settings: Settings, data: str, chosen: dict[str, Any], run: Runner):
     """arm -> one record per seed."""
     wanted = list(product(names, settings.seeds))
-    plans = [plan_of(name, seed, settings.scale, data, chosen) for name, seed in wanted]
-    share_beginnings(plans, runner)
-    labelled = [(f"{ARMS[name].label}, seed {plan.seed}", plan) for (name, _), plan in zip(wanted, plans)]
-    results = runner.run(labelled, "compare")
+    plans = [
+        (f"{ARMS[name].label}, seed {seed}", plan_of(name, seed, settings.scale, data, chosen)) for name, seed in wanted
+    ]
+    results = run_sharing(plans, run, "compare")
     return {name: [r for (arm, _), r in zip(wanted, results) if arm == name] for name in names}
 
 
@@ -191,14 +177,15 @@ def main(words: Sequence[str] | None = None) -> int:
         settings = replace(settings, seeds=tuple(arguments.seeds))
     names = arguments.arms or [arm for arm in ARMS if ARMS[arm].main or arguments.more]
     output = arguments.output or Path("runs") / name
-    runner = Runner(Place(Path(arguments.data), output / "cache"), arguments.workers)
-    data = fingerprint(runner.place.data)
+    place = Place(Path(arguments.data), output / "cache")
+    run, data = runner(place, arguments.workers), fingerprint(place.data)
 
-    plans = [(f"base model, seed {seed}", Plan((), seed, settings.scale, data)) for seed in settings.seeds]
-    runner.run(plans, "pretraining")
-    chosen = search_rates(names, settings, data, runner)
-    found = compare(names, settings, data, chosen, runner)
-    facts = overview(runner.place, settings.scale, settings.seeds)
+    seeds = sorted({*settings.search_seeds, *settings.seeds})
+    plans = [(f"base model, seed {seed}", Plan((), seed, settings.scale, data)) for seed in seeds]
+    run(plans, "pretraining", False)
+    chosen = search_rates(names, settings, data, run)
+    found = compare(names, settings, data, chosen, run)
+    facts = overview(place, settings.scale, settings.seeds)
     print(write_report(output, found, ARMS, chosen, {"settings": asdict(settings), "data": data, **facts}))
     if arguments.results:
         publish(output, RESULTS / name)

@@ -15,6 +15,7 @@ from uft.record import environment, write_json
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> one record per seed
 
+SHARED = "shared supervised stage (by retention)"
 DERIVED = {"retention": retention, "score": score}
 ABILITIES = {
     "skill_covered": "skill,\ncovered",
@@ -271,7 +272,7 @@ def _search_text(chosen: Mapping[str, Mapping[str, Any]], labels: Mapping[str, s
     text = [f"Score = (retention + alignment) / 2 on other prompts; retention = mean of {', '.join(RETENTION)}.", ""]
     for variant, found in chosen.items():
         rows = [
-            [labels.get(arm, arm), f"{s['learning_rate']:g}", f"{s.get('beta', '–')}", f"{s.get('score', 0):.3f}",
+            [labels.get(arm, SHARED), f"{s['learning_rate']:g}", f"{s.get('beta', '–')}", f"{s.get('score', 0):.3f}",
              str(s.get("trials", "–")), "yes" if s.get("inside") else "no"]
             for arm, s in found.items()
         ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import random
 import shutil
@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from experiments import runs
 from experiments.real.files import Place, fingerprint, key_of, read
 from experiments.real.settings import Base, Scale
 from uft.data import Source, Template, load_feedback
@@ -49,7 +50,11 @@ def load_tokenizer(place: Place, scale: Scale) -> PreTrainedTokenizerFast:
     at = place.made / "tokenizers" / key_of([base.vocabulary, base.tokenizer_characters, fingerprint(place.data)])
     if not at.exists():
         texts = sample(read(place.data, "pretrain"), base.tokenizer_characters, seed=0)
-        keep(at, make_tokenizer(texts, base.vocabulary).save_pretrained)
+        aside = at.with_name(f".{at.name}.{os.getpid()}")
+        make_tokenizer(texts, base.vocabulary).save_pretrained(aside)
+        with contextlib.suppress(OSError):  # another run was first
+            aside.rename(at)
+        shutil.rmtree(aside, ignore_errors=True)
     return PreTrainedTokenizerFast.from_pretrained(at)
 
 
@@ -96,8 +101,6 @@ def load_base(place: Place, scale: Scale, seed: int) -> LlamaForCausalLM:
 
 def pretrain(place: Place, scale: Scale, seed: int) -> dict[str, Any]:
     """Trains and keeps the base of a seed: its own initial weights, its own sample of the text.  Returns the record."""
-    from experiments.real.training import fit  # which loads bases
-
     base, tokenizer = scale.base, load_tokenizer(place, scale)
     # more than enough: a token of this vocabulary is less than six characters on average
     texts = sample(read(place.data, "pretrain"), 6 * base.tokens, seed + 1)
@@ -109,7 +112,10 @@ def pretrain(place: Place, scale: Scale, seed: int) -> dict[str, Any]:
     model = llama(base, tokenizer, scale.max_length)
     batch = max(1, base.batch_tokens // scale.max_length)
     steps = Budget(steps=max(1, base.tokens // base.batch_tokens))
-    trainer = fit(model, "sft", data, tokenizer, steps, base.learning_rate, batch, batch, seed, decay=0.1)
+    trainer = runs.fit(
+        model, "sft", data, tokenizer, steps, learning_rate=base.learning_rate, batch_size=batch, seed=seed,
+        weight_decay=0.1,
+    )  # fmt: skip
     found = trainer.record()
     record = {
         "seed": seed,
@@ -118,24 +124,5 @@ def pretrain(place: Place, scale: Scale, seed: int) -> dict[str, Any]:
         "compute": found["compute"],
         "loss": [(entry["step"], entry["loss"]) for entry in found["metrics"] if "loss" in entry],
     }
-    at = base_folder(place, scale, seed)
-
-    def save(aside: Path) -> None:
-        trainer.model.save_pretrained(aside)
-        (aside / "record.json").write_text(json.dumps(record))
-
-    keep(at, save)
+    runs.keep(base_folder(place, scale, seed), trainer.model, record)
     return record
-
-
-def keep(folder: Path, save) -> None:
-    """Written aside and renamed; when two runs arrive at once the later finds it there."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    aside.mkdir(parents=True, exist_ok=True)
-    save(aside)
-    try:
-        aside.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(aside)

@@ -17,10 +17,10 @@ from experiments.real.base import load_tokenizer
 from experiments.real.files import Place, read
 from experiments.real.settings import Scale
 from experiments.real.splits import PARTS, split
+from experiments.runs import DEMONSTRATIONS, PREFERENCES
 from uft.data import Source, Template, load_feedback
 from uft.feedback import Example, Response
 
-DEMONSTRATIONS, PREFERENCES = "demonstrations", "preferences"
 POLITE = "llms-from-scratch-polite"
 SOURCES = {
     POLITE: "polite",

@@ -12,6 +12,7 @@ from experiments import figures
 from experiments.real import measures
 from experiments.report import (
     COMPUTE_HEADER,
+    SHARED,
     Records,
     by_seed,
     compute_rows,
@@ -170,7 +171,7 @@ def _spread(trained: Records) -> list[str]:
 
 def _search(chosen: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
     rows = [
-        [labels[arm], f"{found['learning_rate']:g}", "yes" if found["inside"] else "no",
+        [labels.get(arm, SHARED), f"{found['learning_rate']:g}", "yes" if found["inside"] else "no",
          ", ".join(f"{trial['learning_rate']:g}: {trial['score']:.3f}" for trial in found["grid"])]
         for arm, found in chosen.items()
     ]  # fmt: skip

@@ -1,15 +1,9 @@
-"""Trains an arm on real data: stages from the base model of a seed, measured after every stage.
-
-A plan is data and fully says what is run.  A finished stage's weights are kept under the content of everything that
-led to them, so that arms which begin alike share that beginning.
-"""
+"""Trains an arm on real data: stages from the base model of a seed, measured after every stage."""
 
 from __future__ import annotations
 
 import copy
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM, PrinterCallback
+from transformers import LlamaForCausalLM
 
-from experiments.real.base import base_folder, keep, load_base, load_tokenizer
-from experiments.real.data import DEMONSTRATIONS, PREFERENCES, RealData, load
+from experiments import runs
+from experiments.jobs import code_fingerprint
+from experiments.real.base import base_folder, load_base, load_tokenizer
+from experiments.real.data import RealData, load
 from experiments.real.files import Place, fingerprint, key_of
 from experiments.real.measures import judge_accuracy, kept, majority, measure
 from experiments.real.settings import Scale
-from uft.compute import Meter
-from uft.config import UnifiedConfig
+from experiments.runs import DEMONSTRATIONS, PREFERENCES
 from uft.data.mixture import FeedbackDataset
 from uft.feedback import Collator
-from uft.presets import make_objective
 from uft.stages import Budget
-from uft.trainer import UnifiedTrainer
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class RealStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """One training run.  Its key is the hash of its content; `data` is the files' fingerprint."""
+    """One training run.  Its key is the hash of its content and of the code; `data` is the files' fingerprint."""
 
     stages: tuple[RealStage, ...]
     seed: int
@@ -64,7 +57,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        return key_of(asdict(self))
+        return key_of([asdict(self), code_fingerprint(Path(__file__).parent)])
 
     def prefix(self, stages: int) -> Plan:
         return Plan(self.stages[:stages], self.seed, self.scale, self.data)
@@ -83,52 +76,8 @@ def mixture(data: RealData, stage: RealStage, scale: Scale) -> FeedbackDataset:
 
 
 def design_flops(data: RealData, scale: Scale, model: LlamaForCausalLM) -> float:
-    """What the sequential design costs: its demonstrations by likelihood, then its pairs by DPO with a reference."""
-    whole = mixture(data, RealStage("design", "dpo_nll", 0.0, 1.0, 1.0), scale)
-    total = 0.0
-    for name, objective in ((DEMONSTRATIONS, "sft"), (PREFERENCES, "dpo")):
-        meter = Meter(model, make_objective(objective), reference_runs=True)
-        weight = whole.weights[whole.sources.index(name)]
-        total += weight * meter.of_examples(whole.examples[name]).flops
-    return total
-
-
-def fit(
-    model: LlamaForCausalLM, objective: Any, data: FeedbackDataset, tokenizer: Any, budget: Budget,
-    learning_rate: float, batch: int, micro_batch: int, seed: int, decay: float = 0.0,
-) -> UnifiedTrainer:  # fmt: skip
-    """The one way in which anything here is trained.  The reference is the model as it is now."""
-    gpu = torch.cuda.is_available()
-    trainer = UnifiedTrainer(
-        model=model,
-        objective=objective,
-        args=UnifiedConfig(
-            output_dir=tempfile.mkdtemp(prefix="real-"),
-            use_cpu=not gpu,
-            bf16=gpu,
-            learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=max(1, batch // micro_batch),
-            max_grad_norm=1.0,
-            adam_beta2=0.95,
-            weight_decay=decay,
-            logging_steps=20,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=seed,
-        ),
-        train_dataset=data,
-        processing_class=tokenizer,
-    )
-    trainer.remove_callback(PrinterCallback)
-    budget.apply(trainer)
-    trainer.train()
-    trainer.model.eval()
-    shutil.rmtree(trainer.args.output_dir)
-    return trainer
+    """What the sequential design costs, which every arm gets."""
+    return runs.design_flops(model, mixture(data, RealStage("design", "dpo_nll", 0.0, 1.0, 1.0), scale))
 
 
 def run_plan(plan: Plan, data: str, cache: str, keep_last: bool = False) -> dict[str, Any]:
@@ -142,27 +91,19 @@ def run_plan(plan: Plan, data: str, cache: str, keep_last: bool = False) -> dict
         raise ValueError("the data files are not those that the plan was made for")
     rows = load(place, scale)
     base = _device(load_base(place, scale, plan.seed)).eval().requires_grad_(False)
-    model, records, spent = _device(load_base(place, scale, plan.seed)), [], 0
-    for position, stage in enumerate(plan.stages):
-        reusable = keep_last or position < len(plan.stages) - 1
-        at = place.made / "stages" / plan.prefix(position + 1).key
-        if reusable and (at / "record.json").exists():
-            model = _device(LlamaForCausalLM.from_pretrained(at, dtype=torch.float32))
-            records.append(json.loads((at / "record.json").read_text()))
-        else:
-            model, record = _train(plan, stage, model, base, spent, rows, place)
-            if reusable:
-                _keep_stage(at, model, record)
-            records.append(record)
-        spent += records[-1]["compute"]["flops"]
+
+    def train(stage: RealStage, model: LlamaForCausalLM, spent: float):
+        return _train(plan, stage, model, base, spent, rows, place)
+
+    def reload(folder: Path) -> LlamaForCausalLM:
+        return _device(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32))
+
+    model = _device(load_base(place, scale, plan.seed))
+    records = runs.run_stages(plan, model, place.made / "stages", keep_last, train, reload)
     if not plan.stages:
-        records.append({"stage": "base", "compute": {}, **_measured(model, base, model, plan, rows, place)})
-    totals: dict[str, float] = {}
-    for record in records:
-        for name, amount in record["compute"].items():
-            totals[name] = max(totals.get(name, 0), amount) if "peak" in name else totals.get(name, 0) + amount
+        records = [{"stage": "base", "compute": {}, **_measured(model, base, model, plan, rows, place)}]
     last = {part: records[-1][part] for part in ("measures", "validation")}
-    return {"seed": plan.seed, "stages": records, "compute": totals, **last}
+    return {"seed": plan.seed, "stages": records, "compute": runs.added_up(records), **last}
 
 
 def _train(plan: Plan, stage: RealStage, model, base, spent: float, rows: RealData, place: Place):
@@ -174,23 +115,17 @@ def _train(plan: Plan, stage: RealStage, model, base, spent: float, rows: RealDa
         draws = stage.demonstrations * design.demonstrations + stage.preferences * design.preferences
         budget = Budget(examples=round(draws))
     start = time.perf_counter()
-    trainer = fit(
+    trainer = runs.fit(
         model, stage.objective, mixture(rows, stage, scale), load_tokenizer(place, scale), budget,
-        stage.learning_rate, design.batch_size, design.micro_batch_size, plan.seed,
+        learning_rate=stage.learning_rate, batch_size=design.batch_size, micro_batch_size=design.micro_batch_size,
+        seed=plan.seed,
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    record = trainer.record()
     return trainer.model, {
         "stage": stage.name,
-        "objective": record["objective"],
         "learning_rate": stage.learning_rate,
-        "steps": record["steps"],
-        "compute": record["compute"],
+        **runs.told(trainer),
         "wall_seconds": seconds,
-        "training": [
-            {k: v for k, v in entry.items() if k.startswith(("loss", "rewards", "logps")) or k == "step"}
-            for entry in record["metrics"]
-        ],
         **_measured(trainer.model, base, reference, plan, rows, place),
     }
 
@@ -228,11 +163,3 @@ def overview(place: Place, scale: Scale, seeds: Sequence[int]) -> dict[str, Any]
 
 def _device(model: LlamaForCausalLM) -> LlamaForCausalLM:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _keep_stage(folder: Path, model: LlamaForCausalLM, record: dict[str, Any]) -> None:
-    def save(aside: Path) -> None:
-        model.save_pretrained(aside)
-        (aside / "record.json").write_text(json.dumps(record))
-
-    keep(folder, save)

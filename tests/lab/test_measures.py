@@ -19,7 +19,7 @@ from experiments.lab.measures import (
     skill_accuracy,
 )
 from experiments.lab.tokenizer import decode, encode, lab_tokenizer
-from experiments.lab.world import COVERED, REFUSAL, Task, hedged, make_world
+from experiments.lab.world import COVERED, REFUSAL, TEST, Task, hedged, make_world
 from uft.feedback import Collator
 
 WORLD = make_world(0)
@@ -70,12 +70,12 @@ POLICIES = {
 def test_known_policies_get_their_numbers(name):
     respond, skill, covered, false_refusal, marked, marked_uncovered, dotted, (of_unmarked, of_marked) = POLICIES[name]
     model = Scripted(respond)
-    measured = skill_accuracy(model, seed=0, per_operator=4)
+    measured = skill_accuracy(model, TEST, per_operator=4)
     assert (measured["skill"], measured["skill_covered"]) == (skill, covered)
     for mark, share in (("!", marked), (".", dotted), ("", false_refusal)):
-        assert refusals(model, mark, seed=0, per_operator=4)[f"refusal{mark}"] == share
-    assert refusals(model, "!", seed=0, per_operator=4)["refusal!_uncovered"] == marked_uncovered
-    tasks = preference_tasks(WORLD, 40, seed=0, evaluation=True)
+        assert refusals(model, mark, TEST, per_operator=4)[f"refusal{mark}"] == share
+    assert refusals(model, "!", TEST, per_operator=4)["refusal!_uncovered"] == marked_uncovered
+    tasks = preference_tasks(WORLD, 40, 0, TEST)
     share = sum(task.refused for task in tasks) / len(tasks)
     expected = (1 - share) * of_unmarked + share * of_marked
     assert alignment(model, tasks) == pytest.approx(expected)
@@ -84,8 +84,8 @@ def test_known_policies_get_their_numbers(name):
 
 def test_recall_of_a_model_that_knows_half():
     known = dict(list(WORLD.facts.items())[:96])
-    assert fact_recall(Scripted(best), WORLD) == 1
-    assert fact_recall(Scripted(lambda p: known.get(p[:-1], "")), WORLD) == 0.5
+    assert fact_recall(Scripted(best), WORLD.facts) == 1
+    assert fact_recall(Scripted(lambda p: known.get(p[:-1], "")), WORLD.facts) == 0.5
 
 
 def test_response_that_never_ends():
@@ -99,12 +99,12 @@ def base():
     return load_base(0).eval()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(6))
 def test_shipped_base_knows_its_facts_and_no_skill(seed):
     model, world = load_base(seed).eval(), make_world(seed)
-    assert fact_recall(model, world) >= 0.9
-    assert skill_accuracy(model, seed=0, per_operator=16)["skill"] <= 0.05
-    assert fact_recall(model, make_world(seed + 5)) < 0.1  # another world's facts are not guessed
+    assert fact_recall(model, world.facts) >= 0.9
+    assert skill_accuracy(model, TEST, per_operator=16)["skill"] <= 0.05
+    assert fact_recall(model, make_world(seed + 6).facts) < 0.1  # another world's facts are not guessed
 
 
 def test_cached_generation_is_the_argmax_of_full_passes(base):
@@ -134,7 +134,7 @@ def test_divergence_from_itself_is_zero_and_from_another_is_not(base):
 
 
 def test_measure_is_deterministic_and_starts_from_zero(base):
-    first, second = (measure(base, base, base, WORLD, "noisy_pairs", seed=0, per_operator=8) for _ in range(2))
+    first, second = (measure(base, base, base, WORLD, "noisy_pairs", TEST, per_operator=8) for _ in range(2))
     assert first == second
     assert first["kl_base"] == first["kl_reference"] == 0
     assert first["fact_recall"] >= 0.9 and first["skill"] == 0

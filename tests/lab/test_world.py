@@ -8,11 +8,14 @@ from experiments.lab.world import (
     COVERED,
     OPERATORS,
     REFUSAL,
+    TEST,
+    TRAIN,
     UNCOVERED,
+    VALIDATION,
     Task,
     draw_string,
-    held_out,
     make_world,
+    part_of,
 )
 
 
@@ -55,7 +58,7 @@ def test_utility_by_hand():
 
 def test_refusal_is_never_an_answer():
     rng = random.Random(0)
-    assert all(f(draw_string(rng, False)) != REFUSAL for f in OPERATORS.values() for _ in range(200))
+    assert all(f(draw_string(rng)) != REFUSAL for f in OPERATORS.values() for _ in range(200))
 
 
 def test_half_of_the_operators_are_covered():
@@ -65,11 +68,17 @@ def test_half_of_the_operators_are_covered():
 
 def test_strings_are_split():
     rng = random.Random(0)
-    training = {draw_string(rng, evaluation=False) for _ in range(5000)}
-    evaluation = {draw_string(rng, evaluation=True) for _ in range(5000)}
-    assert not training & evaluation
-    assert all(map(held_out, evaluation)) and not any(map(held_out, training))
-    assert len(evaluation) > 1000
+    drawn = {part: {draw_string(rng, part) for _ in range(5000)} for part in (TRAIN, VALIDATION, TEST)}
+    assert sum(map(len, drawn.values())) == len(set.union(*drawn.values()))
+    assert all({part_of(string) for string in strings} == {part} for part, strings in drawn.items())
+    assert len(drawn[VALIDATION]) > 400 < len(drawn[TEST])
+
+
+def test_every_fact_is_asked_in_one_part():
+    world = make_world(0)
+    validation, test = world.facts_of(VALIDATION), world.facts_of(TEST)
+    assert validation | test == world.facts and not set(validation) & set(test)
+    assert 80 < len(validation) < 112
 
 
 def test_a_world_is_its_seed():

@@ -17,6 +17,7 @@ from experiments.real.measures import repetition, word_f1
 from experiments.real.politeness import Judge
 from experiments.real.settings import RECIPES, read_settings, settings_from
 from experiments.real.splits import groups, split
+from experiments.runs import SFT_STAGE
 
 WORDS = tuple(
     "river stone lamp garden winter horse bread cloud letter music window harbour candle forest silver road".split()  # noqa: SIM905
@@ -103,6 +104,7 @@ def check(output):
         assert None not in measured.values() and np.isfinite(list(measured.values())).all()
         kept = [measured[name] for name in ("knowledge", "demonstrations", "skill")]
         assert measured["retention"] == pytest.approx(np.mean(kept))
+    assert set(summary["search"]) == {SFT_STAGE, *arms} - {"base"}
     assert {len(found["grid"]) for found in summary["search"].values()} == {2}
     report = (output / "report.md").read_text()
     for figure in ("tradeoff.png", "forgetting.png"):
@@ -152,7 +154,7 @@ def test_recipes(recipe, low, high):
     with torch.device("meta"):
         model = llama(settings.scale.base, Sized(settings.scale.base.vocabulary), settings.scale.max_length)
     assert low < sum(p.numel() for p in model.parameters()) < high
-    assert set(settings.learning_rates) == {arm for arm, spec in real_small.ARMS.items() if spec.last}
+    assert set(settings.learning_rates) == {SFT_STAGE} | {arm for arm, spec in real_small.ARMS.items() if spec.last}
     assert {len(grid) for grid in settings.learning_rates.values()} == {4}
     assert len(settings.seeds) == 3
 
