@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from uft.feedback import Collator, mismatched
 from uft.models import AdapterReference, FrozenReference, adapter_is_identity, make_reference, merged, score
+from uft.trainer import UnifiedTrainer
 
 EVERYTHING = {
     "sft": {"loss": "nll", "weight": 0.7},
@@ -65,7 +66,17 @@ def test_every_kind_and_term_takes_part(whole_step):
     logged = run.state.log_history[0]
     assert {f"loss/{name}" for name in EVERYTHING} <= logged.keys()
     assert {f"{kind}/nll" for kind in KINDS} <= logged.keys()
-    for name in ("rewards/chosen", "rewards/margins", "logps/chosen", "logps/rejected", "kl", "weight/sft"):
+    for name in (
+        "rewards/chosen",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+        "kl",
+        "reverse_kl",
+        "entropy",
+        "kl/kto",
+        "weight/sft",
+    ):
         assert name in logged
     parts = sum(logged[f"weight/{name}"] * logged[f"loss/{name}"] for name in EVERYTHING)
     assert logged["loss"] == pytest.approx(parts, rel=1e-5)
@@ -292,6 +303,43 @@ def test_a_reference_for_some_rows_only_leaves_the_metrics_of_others_whole():
     found = run.evaluate()
     assert np.isfinite(found["eval_rewards/margins"])
     assert "eval_pairs/accuracy" not in found  # no reference, no implicit reward
+
+
+def test_the_logged_divergence_is_the_exact_one():
+    run = trainer({"kl": {"on": "demonstrations"}}, dataset(("demonstrations",)),
+                  eval_dataset=dataset(("demonstrations",)), per_device_eval_batch_size=3)  # fmt: skip
+    run.reference = FrozenReference(model(seed=1))
+    batch = Collator(0, sources=("demonstrations",))(dataset(("demonstrations",))[:])
+    with torch.no_grad():
+        logp, other = (m(batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1].double().log_softmax(-1)
+                       for m in (model(), model(seed=1)))  # fmt: skip
+    expected = {
+        "kl": logp.exp() * (logp - other), "reverse_kl": other.exp() * (other - logp), "entropy": -logp.exp() * logp
+    }  # fmt: skip
+    found = run.evaluate()
+    for name, value in expected.items():
+        assert found[f"eval_{name}"] == pytest.approx(value.sum(-1)[batch.shifted].mean().item(), rel=1e-4), name
+    assert found["eval_loss"] == pytest.approx(found["eval_kl"])
+
+
+def test_evaluation_passes_once_over_data_for_bco(monkeypatch):
+    run = trainer("bco", dataset(("labels",)), eval_dataset=dataset(("labels",)), per_device_eval_batch_size=4)
+    passes, forward = [], type(run.model).forward
+    monkeypatch.setattr(type(run.model), "forward", lambda self, **kw: passes.append(self) or forward(self, **kw))
+    run.evaluate()
+    assert sum(m is run.model for m in passes) == 2  # the eight labels, four at a time
+
+
+def test_arguments_that_would_be_ignored_are_refused():
+    for option, message in (
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is 'group_by_length'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer("sft", dataset(("demonstrations",)), **option)
+    for name in ("compute_metrics", "compute_loss_func", "data_collator"):
+        with pytest.raises(ValueError, match=f"{name} has no meaning here"):
+            UnifiedTrainer(model(), "sft", train_dataset=dataset(("demonstrations",)), **{name: print})
 
 
 def test_cached_reference_knows_the_models_config(tmp_path):

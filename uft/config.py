@@ -66,6 +66,16 @@ class UnifiedConfig(TrainingArguments):
             raise ValueError(f"padding_side is {self.padding_side!r}; want right or left")
         if self.use_peft and self.lora_dropout and self.disable_dropout:
             raise ValueError(f"lora_dropout is {self.lora_dropout} and disable_dropout is on; want one of them changed")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}; want 0: smoothing is an option of a term's "
+                "loss (for example preference: {loss: cdpo, label_smoothing: 0.1})"
+            )
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy is {self.train_sampling_strategy!r}; want random: the mixture of sources "
+                "decides the order"
+            )
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; want at least 2")
         self._n_gpu = min(self.n_gpu, 1)  # one process per GPU: torchrun or accelerate, not DataParallel

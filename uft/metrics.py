@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,28 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from uft.models import Scored
 from uft.objective import Sums
+
+
+def by_source(scored: Scored, names: Sequence[str]) -> Sums:
+    """Per source: negative log-likelihood per token of what is to be imitated, and the share of its pairs whose chosen
+    response has the higher implicit reward.  `names` are those that the codes in `Batch.source` stand for."""
+    batch, found = scored.batch, {}
+    imitated = ~(batch.target < 0.5)
+    for code in batch.source.unique().tolist():
+        rows = (batch.source == code) & imitated
+        found[f"{names[code]}/nll"] = (-scored.logp[rows].detach().sum(), scored.length[rows].sum())
+    if scored.reference_logp is not None:
+        better, worse = batch.preferences.unbind(-1)
+        ratio = (scored.logp - scored.reference_logp).detach()
+        gain = ratio[better] - ratio[worse]
+        known = ~gain.isnan()  # the pairs whose reference was asked for
+        right = (gain > 0).float() + 0.5 * (gain == 0).float()  # a tie is half right
+        for code in batch.source[better][known].unique().tolist():
+            here = known & (batch.source[better] == code)
+            found[f"{names[code]}/accuracy"] = (right[here].sum(), here.sum())
+    return found
 
 
 class RunState(TrainerCallback, ExportableState):

@@ -261,6 +261,12 @@ class Divergence(Term):
         divergence = scored.kl if self.direction == "policy_reference" else scored.reverse_kl
         return (scored.batch.weight[rows, None] * divergence[rows]).sum()
 
+    def metrics(self, scored: Scored) -> Sums:
+        rows = scored.batch.rows(self.on)
+        n = scored.batch.shifted[rows].sum()
+        found = {"kl": scored.kl, "reverse_kl": scored.reverse_kl, "entropy": scored.entropy}
+        return {name: (value[rows].detach().sum(), n) for name, value in found.items()}
+
 
 @dataclass(frozen=True)
 class Objective:

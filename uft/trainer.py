@@ -14,7 +14,6 @@ or absent.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 
 from uft.checkpoint import WholeCheckpoints, last_checkpoint
@@ -31,13 +30,22 @@ from uft.compute import Meter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
 from uft.feedback import Batch, Collator, mismatched
-from uft.metrics import RunState
+from uft.loading import prepared_policy, reference_for, tokenizer_of
+from uft.metrics import RunState, by_source
 from uft.model_card import TAGS, write_model_card
-from uft.models import FrozenReference, Reference, Scored, is_peft, load_policy, make_reference, score
+from uft.models import Reference, Scored, score
 from uft.objective import Objective, Sums
 from uft.presets import make_objective
 from uft.record import run_record, write_json
 from uft.reference_cache import ReferenceCache
+
+# what transformers.Trainer takes and this trainer would silently leave unused
+MEANINGLESS = {
+    "compute_loss_func": "the loss is the objective; a loss of your own is a term of it",
+    "compute_metrics": "evaluation holds no logits; it reports every term's exact mean, and callbacks may measure more",
+    "preprocess_logits_for_metrics": "evaluation holds no logits",
+    "data_collator": "batches hold several kinds of feedback and are put together by uft.feedback.Collator",
+}
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,10 @@ class UnifiedTrainer(WholeCheckpoints):
         self.objective = make_objective(objective)
         if model is None:
             raise ValueError("model is missing; want a hub id, a path, a config or a model")
-        if processing_class is None:
-            if not isinstance(model, str) and not getattr(getattr(model, "config", None), "_name_or_path", ""):
-                raise ValueError("processing_class is missing; want the model's tokenizer")
-            processing_class = AutoTokenizer.from_pretrained(
-                model if isinstance(model, str) else model.config._name_or_path,
-                trust_remote_code=args.trust_remote_code,
-            )
+        for name in MEANINGLESS:
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} has no meaning here: {MEANINGLESS[name]}")
+        processing_class = processing_class or tokenizer_of(model, args)
         self.reports: dict[str, Any] = {}
         train_dataset = self._feedback(train_dataset, processing_class, args, "train")
         if isinstance(eval_dataset, Mapping) and all(isinstance(d, FeedbackDataset) for d in eval_dataset.values()):
@@ -101,28 +106,9 @@ class UnifiedTrainer(WholeCheckpoints):
         else:
             eval_dataset = self._feedback(eval_dataset, processing_class, args, "eval")
 
-        policy = load_policy(
-            model,
-            dtype=args.dtype,
-            attn_implementation=args.attn_implementation,
-            trust_remote_code=args.trust_remote_code,
-        )
-        peft_config = peft_config or args.peft_config()
-        if peft_config is not None and not is_peft(policy):
-            from peft import get_peft_model
-
-            policy = get_peft_model(policy, copy.deepcopy(peft_config))  # which peft changes
-        if args.gradient_checkpointing and is_peft(policy):
-            policy.enable_input_require_grads()
-        if args.disable_dropout:
-            for module in policy.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
-                elif isinstance(getattr(module, "attention_dropout", None), float):
-                    module.attention_dropout = 0.0
-
+        policy = prepared_policy(model, args, peft_config)
         self._totals: dict[str, float] = {}
-        self.reference = self._reference(policy, reference, args)
+        self.reference = reference_for(policy, reference, self.objective, args)
         pad = processing_class.pad_token_id
         collator = Collator(
             pad_token_id=processing_class.eos_token_id if pad is None else pad,
@@ -178,23 +164,6 @@ class UnifiedTrainer(WholeCheckpoints):
         return MixtureSampler(data.sizes, data.weights, seed)
 
     # ---- reference ----
-
-    def _reference(self, policy: nn.Module, reference: Any, args: UnifiedConfig) -> Reference | None:
-        if not self.objective.needs_reference:
-            return None
-        if args.reference == "none":
-            raise ValueError(f"objective {self.objective.name!r} needs a reference, and reference is 'none'")
-        if isinstance(reference, Reference):
-            return reference
-        if reference is not None:
-            if reference is policy:
-                raise ValueError("reference is the model that is trained; want another one, or none for a copy of it")
-            return FrozenReference(load_policy(reference, dtype=args.dtype, trust_remote_code=args.trust_remote_code))
-        if args.reference == "cached":
-            if self.objective.needs_divergence:
-                raise ValueError("a KL term needs the reference model itself; reference 'cached' keeps only its logps")
-            return None  # its log-probabilities are computed by ReferenceCache before the first step
-        return make_reference(policy, args.reference)
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
         data = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -275,7 +244,9 @@ class UnifiedTrainer(WholeCheckpoints):
         loss, metrics = self.objective(scored, step.counts.to(batch.kind.device), step.statistics, self.progress)
         if self.is_in_train and model.training:
             one_step = loss.new_tensor(1.0 / step.micro_batches)
-            self.run_state.add(metrics | self._source_metrics(scored) | {"loss": (loss.detach(), one_step)})
+            self.run_state.add(
+                metrics | by_source(scored, self.data_collator.sources) | {"loss": (loss.detach(), one_step)}
+            )
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def scored(self, model: nn.Module, batch: Batch) -> Scored:
@@ -296,7 +267,8 @@ class UnifiedTrainer(WholeCheckpoints):
         found = {}
         for term in self.objective.statistic_terms:
             sums: Sums = {}
-            for batch in batches:
+            # BCO's mean is that of the training so far, which evaluation does not change
+            for batch in batches if update or term.statistics_on == "mismatched" else ():
                 batch = Batch(self._prepare_inputs(batch))
                 rows = batch.rows(term.statistics_on)
                 if rows.any():
@@ -312,27 +284,8 @@ class UnifiedTrainer(WholeCheckpoints):
             state = self.run_state.statistics.setdefault(term.name, {})
             found[term.name] = term.statistics({name: (total, n)}, state, update=update)
             if update:
-                key = "kl" if name == "kl" else f"rewards/{name}"
+                key = f"kl/{term.name}" if name == "kl" else f"rewards/{name}"
                 self.run_state.add({key: (found[term.name][name], zero + 1)})
-        return found
-
-    def _source_metrics(self, scored: Scored) -> Sums:
-        """Per source: negative log-likelihood per token of what is to be imitated, and reward margin of its pairs."""
-        batch, found = scored.batch, {}
-        names = self.data_collator.sources
-        imitated = ~(batch.target < 0.5)
-        for code in batch.source.unique().tolist():
-            rows = (batch.source == code) & imitated
-            found[f"{names[code]}/nll"] = (-scored.logp[rows].detach().sum(), scored.length[rows].sum())
-        if scored.reference_logp is not None:
-            better, worse = batch.preferences.unbind(-1)
-            ratio = (scored.logp - scored.reference_logp).detach()
-            gain = ratio[better] - ratio[worse]
-            known = ~gain.isnan()  # the pairs whose reference was asked for
-            right = (gain > 0).float() + 0.5 * (gain == 0).float()  # a tie is half right
-            for code in batch.source[better][known].unique().tolist():
-                here = known & (batch.source[better] == code)
-                found[f"{names[code]}/accuracy"] = (right[here].sum(), here.sum())
         return found
 
     def _count(self, batch: Batch) -> None:
@@ -393,7 +346,7 @@ class UnifiedTrainer(WholeCheckpoints):
             with self.compute_loss_context_manager():
                 scored = self.scored(model, batch)
                 _, metrics = self.objective(scored, counts, statistics, self.progress)
-            gathered.add(metrics | self._source_metrics(scored))
+            gathered.add(metrics | by_source(scored, self.data_collator.sources))
             examples += int(batch.prompt.max()) + 1
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)

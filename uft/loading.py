@@ -1,0 +1,65 @@
+"""What a trainer starts from: the policy with its adapter and without dropout, its tokenizer, its reference."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from uft.config import UnifiedConfig
+from uft.models import FrozenReference, Reference, is_peft, load_policy, make_reference
+from uft.objective import Objective
+
+
+def tokenizer_of(model: Any, args: UnifiedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model given by path or id, or of a loaded one that remembers its path."""
+    path = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not path:
+        raise ValueError("processing_class is missing; want the model's tokenizer")
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
+
+
+def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Module:
+    """The model to be trained: loaded, with its adapter, without dropout."""
+    policy = load_policy(
+        model,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+    )
+    peft_config = peft_config or args.peft_config()
+    if peft_config is not None and not is_peft(policy):
+        from peft import get_peft_model
+
+        policy = get_peft_model(policy, copy.deepcopy(peft_config))  # which peft changes
+    if args.gradient_checkpointing and is_peft(policy):
+        policy.enable_input_require_grads()
+    if args.disable_dropout:
+        for module in policy.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+    return policy
+
+
+def reference_for(policy: nn.Module, reference: Any, objective: Objective, args: UnifiedConfig) -> Reference | None:
+    """The reference that the objective needs: the one given, or the policy as it is now in the form that
+    args.reference says.  None where it needs none, or where its log-probabilities are to be cached."""
+    if not objective.needs_reference:
+        return None
+    if args.reference == "none":
+        raise ValueError(f"objective {objective.name!r} needs a reference, and reference is 'none'")
+    if isinstance(reference, Reference):
+        return reference
+    if reference is not None:
+        if reference is policy:
+            raise ValueError("reference is the model that is trained; want another one, or none for a copy of it")
+        return FrozenReference(load_policy(reference, dtype=args.dtype, trust_remote_code=args.trust_remote_code))
+    if args.reference == "cached":
+        if objective.needs_divergence:
+            raise ValueError("a KL term needs the reference model itself; reference 'cached' keeps only its logps")
+        return None  # its log-probabilities are computed by ReferenceCache before the first step
+    return make_reference(policy, args.reference)
