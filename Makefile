@@ -1,7 +1,8 @@
 # Every target sets up what it needs; what is already there is skipped.
 #   make compare        sequential against unified in the lab: three seeds, a figure and a table, minutes
 #   make test           the test suite
-# Others: compare-full, test-slow, test-oldest, lint, format, clean
+#   make real-small     the same question on real text and feedback; the files' folder as DATA=...
+# Others: compare-full, compare-quick, test-slow, test-oldest, lint, format, clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 SHELL := /bin/bash
 
-.PHONY: compare compare-full compare-quick test test-slow test-oldest lint format setup clean
+.PHONY: compare compare-full compare-quick real-small test test-slow test-oldest lint format setup clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -32,6 +33,9 @@ compare-full: $(VENV)/.installed
 
 compare-quick: $(VENV)/.installed
 	$(BIN)/python -m experiments.sequential_vs_unified --quick
+
+real-small: $(VENV)/.installed
+	$(BIN)/python -m experiments.real_small $(if $(DATA),--data $(DATA))
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,5 +1,6 @@
 """Killed at any moment and resumed, a run ends with the same weights, metrics and counters, to the bit."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -11,26 +12,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixed import dataset, parameters, trainer
+from mixed import Tokenizer, dataset, model, parameters, trainer
+from peft import LoraConfig
 
 from uft.checkpoint import is_whole, last_checkpoint, superfluous
+from uft.config import UnifiedConfig
+from uft.stages import Budget, Stage, run_stages
 
 OBJECTIVE = {
     "sft": {"loss": "nll"},
     "preference": {"loss": "dpo"},
     "bco": {"loss": "bco", "on": "labels"},  # has a state that outlives the step
 }
-TIMING = ("runtime", "per_second", "seconds")
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+TIMING = ("runtime", "per_second", "seconds", "peak_memory")
 
 
-def train(folder: str, resume: bool) -> None:
+def train(folder: str, resume: bool, objective=OBJECTIVE, lora=False, eval_steps=6, **options) -> None:
     """One run of 18 steps over several epochs; saves off the rhythm of logging, and inside an accumulation window."""
     torch.set_num_threads(1)
     run = trainer(
-        OBJECTIVE, dataset(("demonstrations", "pairs", "labels"), n=8), output_dir=folder, max_steps=18,
+        objective, dataset(("demonstrations", "pairs", "labels"), n=8), output_dir=folder, max_steps=18,
         per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps", save_steps=4,
-        logging_steps=3, eval_strategy="steps", eval_steps=6, eval_dataset=dataset(("pairs",), n=4),
-        save_total_limit=2, max_grad_norm=1.0,
+        logging_steps=3, eval_strategy="steps", eval_steps=eval_steps, eval_dataset=dataset(("pairs",), n=4),
+        save_total_limit=2, max_grad_norm=1.0, peft_config=copy.deepcopy(LORA) if lora else None, **options,
     )  # fmt: skip
     checkpoint = last_checkpoint(folder) if resume else None
     run.train(resume_from_checkpoint=checkpoint)
@@ -44,16 +49,40 @@ def train(folder: str, resume: bool) -> None:
     Path(folder, "final.json").write_text(json.dumps([history, counters]))
 
 
-def in_child(folder: Path, resume: bool) -> multiprocessing.Process:
+def train_stages(folder: str, resume: bool, boundary: str) -> None:
+    """Likelihood, then DPO, with an adapter."""
+    torch.set_num_threads(1)
+    stages = [
+        Stage("sft", "sft", on=("demonstrations",), budget=Budget(steps=6)),
+        Stage("dpo", "dpo", on=("pairs",), budget=Budget(steps=6), boundary=boundary),
+    ]
+    args = UnifiedConfig(
+        output_dir=folder, use_cpu=True, per_device_train_batch_size=4, save_strategy="steps", save_steps=2,
+        logging_steps=1, disable_tqdm=True, learning_rate=1e-2, report_to="none", use_peft=True, lora_r=4,
+    )  # fmt: skip
+    policy, records = run_stages(
+        model(), stages, dataset(("demonstrations", "pairs")), args, Tokenizer(), resume=resume
+    )
+    counters = [
+        {name: n for name, n in record["compute"].items() if not any(word in name for word in TIMING)}
+        for record in records
+    ]
+    torch.save(parameters(policy), f"{folder}/final.pt")
+    Path(folder, "final.json").write_text(json.dumps([[], counters]))
+
+
+def in_child(folder: Path, resume: bool, run=train, **options) -> multiprocessing.Process:
     # forked, so that it need not import torch again
-    child = multiprocessing.get_context("fork").Process(target=_quietly, args=(str(folder), resume))
+    child = multiprocessing.get_context("fork").Process(
+        target=_quietly, args=(run, str(folder), resume), kwargs=options
+    )
     child.start()
     return child
 
 
-def _quietly(folder: str, resume: bool) -> None:
+def _quietly(run, folder: str, resume: bool, **options) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    train(folder, resume)
+    run(folder, resume, **options)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +123,40 @@ def test_killed_at_twenty_random_moments(uninterrupted, tmp_path):
         assert_same_end(folder, expected)
         shutil.rmtree(folder)
     assert len(resumed_from) > 2  # the kills did fall at different moments
+
+
+KTO = {"sft": {"loss": "nll"}, "kto": {"loss": "kto", "on": "pairs+labels"}}
+CACHED = {"sft": {"loss": "nll"}, "dpo": {"loss": "dpo"}, "una": {"loss": "una_mse", "on": "labels"}}
+BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+OTHER_WAYS = {
+    "an adapter, which switched off is the reference": (train, {"objective": KTO, "lora": True}),
+    "a cached reference": (train, {"objective": CACHED, "reference": "cached"}),
+    "the best model at the end": (train, BEST | {"eval_steps": 4}),
+    "stages, adapter merged": (train_stages, {"boundary": "merge"}),
+    "stages, adapter kept": (train_stages, {"boundary": "keep"}),
+}
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_killed_in_other_ways_of_training(way, tmp_path):
+    run, options = OTHER_WAYS[way]
+    expected, start = tmp_path / "whole", time.monotonic()
+    expected.mkdir()
+    child = in_child(expected, False, run, **options)
+    child.join()
+    assert child.exitcode == 0
+    duration, moments = time.monotonic() - start, random.Random(way)
+    for trial in range(3):
+        folder = tmp_path / f"run{trial}"
+        child = in_child(folder, False, run, **options)
+        time.sleep(duration * (trial + moments.random()) / 3)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        folder.mkdir(exist_ok=True)
+        child = in_child(folder, True, run, **options)
+        child.join()
+        assert child.exitcode == 0
+        assert_same_end(folder, expected)
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path):
