@@ -3,7 +3,7 @@
 Arms      see ARMS: the base, likelihood alone, four sequential arms, two unified arms, and the control that needs no
           preference method at all (likelihood on demonstrations and chosen answers)
 Equal     base weights, seeds, data, trials for the last stage; FLOPs within 2 % with reference passes counted (first
-          table), examples of each kind (second table; SFT only has no use for preferences)
+          table), examples of each kind (second table, first form of preferences; SFT only has no use for them)
 Unequal   optimiser steps, stated in both tables
 Measured  by generating, after every stage: skills, refusals, facts, alignment; and held-out likelihood, KL
 Run       make compare          main arms, three seeds, one form of preferences, minutes
@@ -47,6 +47,7 @@ class Arm:
 
     last        makes the stage that is tuned, from learning rate, beta and the kind of equality; None: untrained
     rates       the learning rates of the search; `betas` the values of beta, (None,) where there is none
+    noisy       other rates and betas for noisy preferences, where more than a few nats of margin mean believing noise
     after_sft   the shared supervised stage comes before it
     family      control, sequential or unified
     """
@@ -57,6 +58,7 @@ class Arm:
     betas: tuple[float | None, ...] = (None,)
     after_sft: bool = False
     family: str = "sequential"
+    noisy: tuple[tuple[float, ...], tuple[float | None, ...]] | None = None
 
 
 def preference_stage(preset: str, demonstrations: float = 0.0, **options: Any):
@@ -81,7 +83,7 @@ FROM_BASE = (1e-4, 2e-4, 4e-4, 8e-4)
 AFTER_SFT = (1e-5, 3e-5, 1e-4, 3e-4)
 AFTER_SFT_HIGHER = (3e-5, 1e-4, 3e-4, 1e-3)
 TRIALS = 8
-BETAS = (0.1, 0.5)
+BETAS, NOISY_BETAS = (0.1, 0.5), (0.03, 0.1)
 SEARCH_SEEDS = (5,)  # of a base model of its own, which no table reports
 VARIANTS = ("hedged_pairs", "noisy_pairs")  # the first is what `make compare` shows
 
@@ -91,11 +93,25 @@ ARMS: dict[str, Arm] = {
     "sft_chosen": Arm(
         "SFT on demonstrations + chosen", preference_stage("sft_chosen", 1.0), FROM_BASE, family="control"
     ),
-    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), AFTER_SFT, BETAS, True),
-    "sft_dpo_replay": Arm("SFT → DPO + replay", preference_stage("dpo_nll", REPLAY), AFTER_SFT_HIGHER, BETAS, True),
+    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), AFTER_SFT, BETAS, True, noisy=(AFTER_SFT, NOISY_BETAS)),
+    "sft_dpo_replay": Arm(
+        "SFT → DPO + replay",
+        preference_stage("dpo_nll", REPLAY),
+        AFTER_SFT_HIGHER,
+        BETAS,
+        True,
+        noisy=(AFTER_SFT_HIGHER, NOISY_BETAS),
+    ),
     "sft_kto": Arm("SFT → KTO", preference_stage("kto"), AFTER_SFT, (0.5, 1.5), True),
     "sft_una": Arm("SFT → UNA", preference_stage("una"), AFTER_SFT_HIGHER, (0.1, 0.3), True),
-    "unified_dpo_nll": Arm("unified DPO + NLL", preference_stage("dpo_nll", 1.0), FROM_BASE, BETAS, family="unified"),
+    "unified_dpo_nll": Arm(
+        "unified DPO + NLL",
+        preference_stage("dpo_nll", 1.0),
+        FROM_BASE,
+        BETAS,
+        family="unified",
+        noisy=(FROM_BASE, NOISY_BETAS),
+    ),
     # its gradient per response is at most 0.3 beta and vanishes with the margin: it wants small betas and large rates
     "unified_uft": Arm(
         "unified UFT (Wang et al.)",
@@ -103,6 +119,7 @@ ARMS: dict[str, Arm] = {
         (4e-4, 8e-4, 1.6e-3, 3.2e-3),
         (0.01, 0.03),
         family="unified",
+        noisy=((2e-4, 4e-4, 8e-4, 1.6e-3), (0.003, 0.01)),
     ),
 }
 
@@ -134,17 +151,18 @@ def search_settings(
         return (retention if name == SFT_STAGE else score)(record["measures"])
 
     trained = [name for name in names if ARMS[name].last is not None]
-    for group in ({SFT_STAGE: grid(ARMS["sft"])}, {name: grid(ARMS[name]) for name in trained}):
+    for group in ({SFT_STAGE: grid(ARMS["sft"], variant)}, {name: grid(ARMS[name], variant) for name in trained}):
         chosen |= search(group, seeds, trial, judge, run, f"search {variant}")
     return chosen
 
 
-def grid(arm: Arm) -> list[dict[str, float]]:
+def grid(arm: Arm, variant: str) -> list[dict[str, float]]:
     """TRIALS settings: learning rates times betas, or learning rates twice as fine where there is no beta."""
-    if arm.betas == (None,):
-        step = (arm.rates[1] / arm.rates[0]) ** 0.5
-        return [{"learning_rate": float(f"{arm.rates[0] * step**k:.2g}")} for k in range(TRIALS)]
-    settings = [{"learning_rate": rate, "beta": beta} for rate, beta in product(arm.rates, arm.betas)]
+    rates, betas = arm.noisy if arm.noisy and variant.startswith("noisy") else (arm.rates, arm.betas)
+    if betas == (None,):
+        step = (rates[1] / rates[0]) ** 0.5
+        return [{"learning_rate": float(f"{rates[0] * step**k:.2g}")} for k in range(TRIALS)]
+    settings = [{"learning_rate": rate, "beta": beta} for rate, beta in product(rates, betas)]
     assert len(settings) == TRIALS
     return settings
 
@@ -169,7 +187,9 @@ def compare(
         "flops": "Equal FLOPs (reference passes counted)",
         "examples": "Equal examples of each kind",
     }
-    wanted = list(product(tables, variants, names, seeds))
+    # the second table is shown for the first form of preferences
+    shown = [(equal, v) for equal, v in product(tables, variants) if equal == "flops" or v == variants[0]]
+    wanted = [(*first, name, seed) for first, name, seed in product(shown, names, seeds)]
     plans = [
         (f"{ARMS[name].label}, {variant}, seed {seed}", plan_of(name, seed, variant, scale, equal, chosen[variant]))
         for equal, variant, name, seed in wanted

@@ -119,7 +119,9 @@ def test_mapped():
         ({}, None, "found no examples; want at least one"),
         ({"a": [example(0)], "b": []}, None, "found no examples in source 'b'"),
         ({"a": [example(0)]}, {"b": 1.0}, "weights: found 'b'; want names of sources, a"),
-        ({"a": [example(0)]}, {"a": 0.0}, "size 1 with weight 0.0; want both to be positive"),
+        ({"a": [example(0)]}, {"a": 0.0}, "size 1 with weight 0.0 .*; want positive numbers"),
+        ({"a": [example(0)]}, {"a": "1"}, "size 1 with weight '1'; want positive numbers"),
+        ({"a": [example(0)]}, {"a": None}, "size 1 with weight None; want positive numbers"),
         ({"a": [example(0)]}, {"a": 0.4}, "size 1 with weight 0.4, which is never drawn"),
     ],
 )
@@ -223,7 +225,16 @@ def test_weights():
 
 @pytest.mark.parametrize(
     "sizes, weights",
-    [([], []), ([3], [0.0]), ([3], [-1.0]), ([3], [float("nan")]), ([0], [1.0]), ([3], [0.1]), ([3, 3], [1.0])],
+    [
+        ([], []),
+        ([3], [0.0]),
+        ([3], [-1.0]),
+        ([3], [float("nan")]),
+        ([0], [1.0]),
+        ([3], [0.1]),
+        ([3, 3], [1.0]),
+        ([3], ["1"]),
+    ],
 )
 def test_samplers_that_are_refused(sizes, weights):
     with pytest.raises(ValueError, match=r"found .*; want"):

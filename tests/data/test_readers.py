@@ -149,6 +149,12 @@ def test_nothing_in_common_is_no_prompt():
     assert "row 0, column 'chosen, rejected': empty prompt: found nothing in common; want both to start" in str(bad)
 
 
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "p"}], ids=["implicit", "repeated"])
+def test_answers_that_are_equal_behind_their_prompt(prompt):
+    bad = one(prompt | {"chosen": "p a", "rejected": "p  a"})
+    assert (bad.reason, bad.column) == ("equal responses", "rejected")
+
+
 def test_an_empty_answer_is_that_before_it_is_anything_else():
     assert one({"prompt": "p", "chosen": " ", "rejected": " "}).reason == "empty response"
     assert one({"chosen": "", "rejected": "no"}).reason == "empty response"
@@ -197,6 +203,11 @@ MESSAGES = partial(dict, messages=[user("a"), assistant("b")])
         (PAIR, {"chosen": " "}, "chosen", "empty response", "' '", "not only white space"),
         (PAIR, {"rejected": ""}, "rejected", "empty response", "''", "not only white space"),
         (PAIR, {"rejected": "a"}, "rejected", "equal responses", "'a' twice", "chosen and rejected to differ"),
+        (PAIR, {"rejected": "a\n"}, "rejected", "equal responses", r"'a\n', chosen but for white space", "to differ"),
+        (
+            PAIR, {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant(" a")]},
+            "rejected", "equal responses", "[{'role': 'assistant', 'content': ' a'}]", "to differ",
+        ),
         (PAIR, {"rejected": [assistant("a")]}, "rejected", "mixed formats", "a list of", "a string, as chosen"),
         (PAIR, {"prompt": " "}, "prompt", "empty prompt", "' '", "not only white space"),
         (PAIR, {"prompt": None}, "prompt", "missing value", "nothing", "a string or a list"),

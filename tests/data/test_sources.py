@@ -123,6 +123,18 @@ def test_columns_get_our_names():
         ({"path": "a", "on_bad_row": "ignore"}, "on_bad_row is 'ignore'; want error or drop"),
         ({"path": "a", "score_range": (1, 1)}, "score_range"),
         ({"path": "a", "columns": ["x"]}, "columns is .*want a mapping"),
+        ({"path": "a", "columns": {"prompt": ["x"]}}, "columns is .*want a mapping"),
+        ({"path": "a", "columns": {"prompt": 3}}, "columns is .*want a mapping"),
+        ({"path": 5}, "path is 5 .*want a file"),
+        ({"path": "a", "split": 5}, "split is 5"),
+        ({"path": "a", "subset": 5}, "subset is 5"),
+        ({"path": "a", "limit": True}, "limit is True"),
+        ({"path": "a", "weight": True}, "weight is True"),
+        ({"path": "a", "weight": 10**400}, "weight is 1000"),
+        ({"path": "a", "score": {"x": "1"}}, "score is {'x': '1'} .*want a mapping from columns to positive weights"),
+        ({"path": "a", "score": {3: 1.0}}, "score is {3: 1.0}"),
+        ({"path": "a", "score_range": ("0", "1")}, "score_range is"),
+        ({"path": "a", "special_tokens": "yes"}, "special_tokens is 'yes'; want true or false"),
     ],
 )
 def test_options_are_checked(options, message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from tests.data.tiny_tokenizers import (
     CHAT_TEMPLATE,
@@ -26,8 +27,8 @@ from uft.data.template import PLAIN_TEMPLATE, Template
 TURNS = [user("hi"), assistant("hello"), user("the cat?"), assistant("on the mat")]
 
 
-def demonstration(prompt, response):
-    return TextExample("demonstration", prompt, (response,), (1.0,))
+def demonstration(prompt, response, **options):
+    return TextExample("demonstration", prompt, (response,), (1.0,), **options)
 
 
 def pair(prompt, chosen, rejected):
@@ -77,7 +78,7 @@ def template(request):
     "text",
     [
         demonstration("the cat", " sat on"),
-        demonstration("<bos>the cat", " sat"),
+        demonstration("<bos>the cat", " sat", special_tokens=True),
         demonstration("", "hello"),
         demonstration([user("hi")], [assistant("hello")]),
         demonstration(TURNS[:1], TURNS[1:]),
@@ -104,7 +105,7 @@ def test_one_bos_and_one_eos(template, text):
 
 def test_an_eos_in_the_text_is_not_doubled():
     template = Template(make(None, eos="<eos>"))
-    (example,) = template(demonstration("a", "b<eos><eos>")).examples
+    (example,) = template(demonstration("a", "b<eos><eos>", special_tokens=True)).examples
     assert decoded(template, example.responses[0].tokens) == "b<eos>"
 
 
@@ -135,8 +136,11 @@ def test_a_tokenizer_needs_an_eos():
     tokenizer.eos_token = None
     with pytest.raises(DataError, match="no eos_token"):
         Template(tokenizer)
-    with pytest.raises(DataError, match="max_length is 1; want at least 2"):
-        Template(make(), max_length=1)
+    for wrong in (1, "64", 2.5):
+        with pytest.raises(DataError, match=f"max_length is {wrong!r}; want at least 2, as a whole number"):
+            Template(make(), max_length=wrong)
+    with pytest.raises(DataError, match=r"chat_template is 5 \(int\); want a Jinja template"):
+        Template(make(), chat_template=5)
 
 
 # ---- which tokens the assistant wrote ----
@@ -222,10 +226,11 @@ def cached(**options):
 
 
 texts = st.text(alphabet="the catsond\n 1é", min_size=1, max_size=12)
+different = st.lists(texts, min_size=2, max_size=5, unique=True)
 
 
 @settings(max_examples=150, deadline=None)
-@given(texts, st.lists(texts, min_size=2, max_size=5))
+@given(texts, different)
 def test_nothing_is_lost_or_doubled(prompt, responses):
     """Strings and conversations decode to what was put in, with the assistant's words in the loss and no others."""
     for options in ({"template": None, "eos": "<eos>", "adds_bos": True}, {"template": UNMARKED}, {}):
@@ -260,6 +265,24 @@ def test_many_is_one_by_one():
     for row, result in zip(rows, many):
         if not isinstance(result, BadRow):
             assert repr(result) == repr(template(row))
+
+
+def test_a_pair_of_the_same_tokens_is_no_pair():
+    """Texts may differ in what the chat template trims, or the tokenizer normalises."""
+    trims = CHAT_TEMPLATE.replace("m['content']", "m['content'] | trim")
+    rows = [
+        (make(trims), pair([user("hi")], [assistant("yes ")], [assistant("yes")])),
+        (lower_case(), pair("hi", " Yes", " yes")),
+    ]
+    for tokenizer, row in rows:
+        with pytest.raises(BadRow, match=r"column 'rejected': equal responses: found the same \d tokens as in chosen"):
+            Template(tokenizer)(row)
+
+
+def lower_case():
+    tokenizer = make(None, eos="<eos>")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
 
 
 # ---- length ----

@@ -13,9 +13,10 @@ def chosen():
     return json.loads((RESULTS / "search.json").read_text())
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.last is not None])
-def test_every_arm_gets_the_same_number_of_different_trials(arm):
-    settings = grid(ARMS[arm])
+def test_every_arm_gets_the_same_number_of_different_trials(arm, variant):
+    settings = grid(ARMS[arm], variant)
     assert len({tuple(sorted(s.items())) for s in settings}) == TRIALS
 
 

@@ -3,8 +3,10 @@
 # `check` the function is not here, for `uft.data.check` is the module
 from uft.data.check import Report, SourceReport, run_check
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
-from uft.data.readers import READERS, Reader, TextExample, implicit_prompt, read_text
-from uft.data.sources import BadRow, DataError, Source, as_sources, read_rows
+from uft.data.prompts import implicit_prompt
+from uft.data.readers import READERS, Reader, TextExample, read_text
+from uft.data.rows import BadRow, DataError
+from uft.data.sources import Source, as_sources, read_rows
 from uft.data.template import PLAIN_TEMPLATE, Template
 
 __all__ = [

@@ -16,7 +16,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from uft.data.readers import READERS, read_text
-from uft.data.sources import BadRow, DataError, Source, as_sources
+from uft.data.rows import BadRow, DataError
+from uft.data.sources import Source, as_sources
 from uft.data.template import Template
 from uft.feedback import Example
 
@@ -206,6 +207,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--split", default="train", help="of a hub data set")
     parser.add_argument("--subset", help="of a hub data set")
     parser.add_argument("--limit", type=int, help="look at the first so many rows only")
+    parser.add_argument("--special_tokens", action="store_true", help="those written out in texts are meant to be such")
     return run_check(**vars(parser.parse_args(list(words))))
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from uft.data.check import Report, SourceReport, read_examples
-from uft.data.sources import ON_BAD_ROW, DataError, as_sources
+from uft.data.rows import DataError, is_number, shown
+from uft.data.sources import ON_BAD_ROW, as_sources
 from uft.data.template import Template
 from uft.feedback import Example
 
@@ -39,9 +40,10 @@ class FeedbackDataset(torch.utils.data.Dataset):
         }
         self.sources = list(self.examples)
         self.sizes = [len(each) for each in self.examples.values()]
-        self.weights = [float(weights.get(name, 1.0)) for name in self.sources]
+        weights = [weights.get(name, 1.0) for name in self.sources]
+        _draws(self.sizes, weights)  # refuses what is no weight
+        self.weights = [float(weight) for weight in weights]
         self._flat = [example for each in self.examples.values() for example in each]
-        _draws(self.sizes, self.weights)
 
     def __len__(self) -> int:
         return len(self._flat)
@@ -157,9 +159,9 @@ def _draws(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
         raise ValueError(f"found {len(sizes)} sizes and {len(weights)} weights; want one of each per source")
     draws = []
     for size, weight in zip(sizes, weights):
-        if size < 1 or not (np.isfinite(weight) and weight > 0):
-            raise ValueError(f"found a source of size {size} with weight {weight}; want both to be positive")
-        draws.append(int(np.floor(weight * size + 0.5)))
+        if size < 1 or not (is_number(weight) and weight > 0):
+            raise ValueError(f"found a source of size {size} with weight {shown(weight)}; want positive numbers")
+        draws.append(int(np.floor(float(weight) * size + 0.5)))
         if draws[-1] == 0:
             raise ValueError(f"found a source of size {size} with weight {weight:g}, which is never drawn; want more")
     return draws

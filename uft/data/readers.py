@@ -7,6 +7,7 @@
     label           prompt, completion, label                                           completion, label
     score           prompt, completion, score                                           completion, score
 
+Any kind may have a column weight besides: the factor (>= 0) on the loss of the row, for both sides of a pair.
 The names are TRL's.  Texts are strings, or lists of {role, content}; within a row all of one sort.
 
 An empty prompt ('') is allowed in a demonstration, which then teaches the response unconditionally; where a response
@@ -22,15 +23,22 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
-from uft.data.sources import BadRow, DataError, Row, Source, open_table, shown
+from uft.data.prompts import all_repeat_prompt, implicit_prompt, without_prompt
+from uft.data.rows import BadRow, DataError, Messages, Row, shown
+from uft.data.sources import Source, open_table
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """A row as text; otherwise as `uft.feedback.Example`.  `columns` are those the responses came from."""
+    """A row as text; otherwise as `uft.feedback.Example`.
+
+    columns          those the responses came from
+    prompt_column    the one the prompt came from
+    weight           factor on the loss of its responses
+    special_tokens   whether special tokens written out in the text are meant to be such
+    """
 
     kind: str
     prompt: str | Messages
@@ -40,6 +48,9 @@ class TextExample:
     columns: tuple[str, ...] = ("completion",)
     row: int = 0
     line: int | None = None
+    prompt_column: str = "prompt"
+    weight: float = 1.0
+    special_tokens: bool = False
 
 
 # ---- readers ----
@@ -58,7 +69,10 @@ def demonstration(row: Mapping[str, Any], source: Source) -> TextExample:
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     _prompt(messages[:first], "messages")
     _response(messages[first:], "messages")
-    return TextExample("demonstration", messages[:first], (messages[first:],), (1.0,), columns=("messages",))
+    responses = (messages[first:],)
+    return TextExample(
+        "demonstration", messages[:first], responses, (1.0,), columns=("messages",), prompt_column="messages"
+    )
 
 
 def pair(row: Mapping[str, Any], source: Source) -> TextExample:
@@ -67,14 +81,14 @@ def pair(row: Mapping[str, Any], source: Source) -> TextExample:
         raise _mixed("rejected", rejected, "chosen", chosen)
     _not_blank(chosen, "chosen")
     _not_blank(rejected, "rejected")
-    if chosen == rejected:
-        raise BadRow("equal responses", f"{shown(rejected)} twice", "chosen and rejected to differ", "rejected")
+    _must_differ(chosen, rejected)
 
-    prompt = _text(row, "prompt") if "prompt" in row else None
+    prompt, prompt_column = _text(row, "prompt") if "prompt" in row else None, "prompt"
     if prompt is None or (isinstance(prompt, str) and not isinstance(chosen, str)):
         prompt, chosen, rejected = implicit_prompt(chosen, rejected)
+        prompt_column = "chosen, rejected"
         if not prompt:
-            raise BadRow("empty prompt", "nothing in common", "both to start with the prompt", "chosen, rejected")
+            raise BadRow("empty prompt", "nothing in common", "both to start with the prompt", prompt_column)
     elif type(prompt) is not type(chosen):
         raise _mixed("chosen", chosen, "prompt", prompt)
     elif not isinstance(prompt, str) and chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
@@ -82,6 +96,7 @@ def pair(row: Mapping[str, Any], source: Source) -> TextExample:
     _prompt(prompt, "prompt")
     _response(chosen, "chosen")
     _response(rejected, "rejected")
+    _must_differ(chosen, rejected)  # again: less of a prompt they may differ in white space only
 
     targets = (1.0, 0.0)
     if "score_chosen" in row or "score_rejected" in row:
@@ -89,7 +104,8 @@ def pair(row: Mapping[str, Any], source: Source) -> TextExample:
         if targets[0] < targets[1]:
             found = f"score_chosen {row['score_chosen']} below score_rejected {row['score_rejected']}"
             raise BadRow("scores contradict", found, "the chosen response scored at least as high", "score_chosen")
-    return TextExample("pair", prompt, (chosen, rejected), targets, ((0, 1),), ("chosen", "rejected"))
+    sides = ("chosen", "rejected")
+    return TextExample("pair", prompt, (chosen, rejected), targets, ((0, 1),), sides, prompt_column=prompt_column)
 
 
 def label(row: Mapping[str, Any], source: Source) -> TextExample:
@@ -181,12 +197,16 @@ def read_text(source: Source) -> Reading:
     reader = READERS[kind]
     needed = next(each for each in reader.columns if set(each) <= set(present))
     columns = (*needed, *(name for name in reader.optional if name in table.columns), *source.score)
+    # not where it is one of the columns that the score is made of
+    weighted = "weight" in table.columns and "weight" not in source.score
     notes = []
+    if weighted:
+        notes.append(f"losses are multiplied by column {source.columns.get('weight', 'weight')!r}")
     if source.score:
         notes.append("score is the mean of " + ", ".join(f"{name} × {w:g}" for name, w in source.score.items()))
     if kind == "pair" and "prompt" not in columns:
         notes.append("prompts are what chosen and rejected have in common")
-    repeated = kind == "pair" and _prompt_repeated(table.head)
+    repeated = kind == "pair" and all_repeat_prompt(table.head)
     if repeated:
         notes.append("prompts were taken off the front of chosen and rejected, which repeat them")
 
@@ -195,11 +215,12 @@ def read_text(source: Source) -> Reading:
             return row.problem
         values = {name: row.values.get(name) for name in columns}
         try:
-            example = reader.read(_without_prompt(values) if repeated else values, source)
+            example = reader.read(without_prompt(values) if repeated else values, source)
             example = _as_chat(example) if source.chat else example
+            weight = _weight(row.values) if weighted else 1.0
         except BadRow as problem:
             return problem.at(source.where, row.number, row.line, source.columns)
-        return replace(example, row=row.number, line=row.line)
+        return replace(example, row=row.number, line=row.line, weight=weight, special_tokens=source.special_tokens)
 
     return Reading(kind, map(read, table.rows), table.total, tuple(notes))
 
@@ -211,36 +232,6 @@ def _as_chat(example: TextExample) -> TextExample:
     _prompt(example.prompt, "prompt")
     responses = tuple([{"role": "assistant", "content": response}] for response in example.responses)
     return replace(example, prompt=[{"role": "user", "content": example.prompt}], responses=responses)
-
-
-def _repeats_prompt(values: Mapping[str, Any]) -> bool:
-    prompt, chosen, rejected = (values.get(name) for name in ("prompt", "chosen", "rejected"))
-    strings = all(isinstance(text, str) for text in (prompt, chosen, rejected))
-    return bool(strings and prompt and chosen.startswith(prompt) and rejected.startswith(prompt))
-
-
-def _prompt_repeated(head: list[Row]) -> bool:
-    """Whether strings repeat the prompt.  One row alone may by chance ("Hi" answered by "Hi there"), so all must."""
-    return all(_repeats_prompt(row.values) for row in head if row.problem is None)
-
-
-def _without_prompt(values: dict[str, Any]) -> dict[str, Any]:
-    if not _repeats_prompt(values):
-        return values
-    return values | {name: values[name][len(values["prompt"]) :] for name in ("chosen", "rejected")}
-
-
-def implicit_prompt(chosen: str | Messages, rejected: str | Messages) -> tuple:
-    """(prompt, chosen, rejected) where the first is the beginning that the two have in common.
-
-    As TRL's `extract_prompt`: shared leading messages, or shared leading characters less a space at their end.  If one
-    is the beginning of the other, its last message or character still counts as response.
-    """
-    shorter = min(len(chosen), len(rejected))
-    shared = next((i for i in range(shorter) if chosen[i] != rejected[i]), max(shorter - 1, 0))
-    if shared > 0 and chosen[shared] != rejected[shared] and chosen[shared - 1] == " ":
-        shared -= 1
-    return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
 # ---- what a row must hold ----
@@ -329,6 +320,18 @@ def _not_blank(text: str | Messages, column: str, reason: str = "empty response"
         raise BadRow(reason, shown(last), "text that is not only white space", column)
 
 
+def _must_differ(chosen: str | Messages, rejected: str | Messages) -> None:
+    if _trimmed(chosen) == _trimmed(rejected):
+        found = f"{shown(rejected)} twice" if chosen == rejected else f"{shown(rejected)}, chosen but for white space"
+        raise BadRow("equal responses", found, "chosen and rejected to differ", "rejected")
+
+
+def _trimmed(text: str | Messages) -> str | Messages:
+    if isinstance(text, str):
+        return text.strip()
+    return [message | {"content": message["content"].strip()} for message in text]
+
+
 def _mixed(column: str, text: str | Messages, other: str, other_text: str | Messages) -> BadRow:
     sort = {str: "a string", list: "a list of messages"}
     wanted = f"{sort[type(other_text)]}, as {other} is"
@@ -343,7 +346,17 @@ def _number(row: Mapping[str, Any], column: str, wanted: str) -> float:
     try:
         return float(value)
     except OverflowError:  # an integer of hundreds of digits
-        raise BadRow("score out of range", shown(row[column]), wanted, column) from None
+        return math.inf if value > 0 else -math.inf
+
+
+def _weight(row: Mapping[str, Any]) -> float:
+    wanted = "a number >= 0"
+    value = _number(row, "weight", wanted)
+    if isinstance(row["weight"], bool):
+        raise BadRow("wrong type", shown(row["weight"]), wanted, "weight")
+    if not (math.isfinite(value) and value >= 0):
+        raise BadRow("weight out of range", f"{value:g}", wanted, "weight")
+    return value
 
 
 def _score(row: Mapping[str, Any], column: str, source: Source) -> float:

@@ -5,6 +5,8 @@ EOS          once, at the end of each final response, whatever ends the template
 in_loss      in a response of several turns, the assistant's; each turn ends with the token that ends it
 tokens       those of prompt and response as one text, if the prompt's are a prefix of them; else those of the two
              texts apart, so that no token is half prompt and half response, and generation starts from the same
+special      special tokens come from the chat template and from here, never from a text: a row in which one is written
+             out ("<|im_end|>") is a bad row, unless its source says that they are meant
 max_length   prompts lose tokens on the left, behind the BOS; a response is never cut, and a row whose response does
              not fit is a bad row; documents are split into chunks
 """
@@ -14,16 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from uft.data.readers import Messages, TextExample
-from uft.data.sources import BadRow, DataError
+from uft.data.readers import TextExample
+from uft.data.rows import BadRow, DataError, Messages, shown
 from uft.feedback import Example, Response
 
 # For tokenizers without a chat template.  The space belongs to the response: most tokenizers join it to the next word.
@@ -56,20 +60,28 @@ class Template:
     def __init__(self, tokenizer: Any, max_length: int | None = None, chat_template: str | None = None):
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no eos_token; want one, or responses have no end")
-        if max_length is not None and max_length < 2:
-            raise DataError(f"max_length is {max_length}; want at least 2")
+        if max_length is not None and not (isinstance(max_length, Integral) and max_length >= 2):
+            raise DataError(f"max_length is {max_length!r}; want at least 2, as a whole number")
+        if not isinstance(chat_template, (str, type(None))):
+            raise DataError(f"chat_template is {shown(chat_template)}; want a Jinja template as a string")
         self.tokenizer, self.max_length = tokenizer, max_length
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.adds_bos = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
         self.special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special |= set(tokenizer.all_special_ids)
+        self.written_out = _any_of(_special_tokens(tokenizer))
         if chat_template is None and tokenizer.chat_template:
             chat_template = tokenizer.get_chat_template()
         self.chat_template = chat_template or PLAIN_TEMPLATE
         self._known: dict[str, list[int]] = {}  # tokens of whole texts, while `many` is at work
 
     def __call__(self, text: TextExample, source: str = "train") -> Tokenised:
-        """Raises `BadRow` for a response that does not fit or that the chat template refuses."""
+        """Raises `BadRow` for a response that does not fit or that the chat template refuses, and for special tokens
+        written out in a text."""
+        if not text.special_tokens:
+            self._refuse_special_tokens(text.prompt, text.prompt_column)
+            for response, column in zip(text.responses, text.columns):
+                self._refuse_special_tokens(response, column)
         if text.kind == "document":
             return self._document(text, source)
         chat = not isinstance(text.prompt, str)
@@ -83,7 +95,8 @@ class Template:
             apart += not joint
             self._must_fit(ids, column)
             mask = None if turns is None else np.array(in_loss, dtype=bool)
-            responses.append(Response(np.array(ids, dtype=np.int32), mask, target))
+            responses.append(Response(np.array(ids, dtype=np.int32), mask, target, text.weight))
+        _must_differ(text, responses)
 
         room = None if self.max_length is None else self.max_length - max(len(r.tokens) for r in responses)
         kept = self._cut(prompt_ids, room)
@@ -116,8 +129,13 @@ class Template:
         finally:
             self._known = {}
 
-    def prompt(self, prompt: str | Messages) -> np.ndarray:
-        """int32 tokens to generate a response from, uncut: BOS, and what the chat template opens the answer with."""
+    def prompt(self, prompt: str | Messages, special_tokens: bool = False) -> np.ndarray:
+        """int32 tokens to generate a response from, uncut: BOS, and what the chat template opens the answer with.
+
+        `special_tokens` says whether those written out in the prompt are meant to be such; if not, raises `BadRow`.
+        """
+        if not special_tokens:
+            self._refuse_special_tokens(prompt, "prompt")
         text = prompt if isinstance(prompt, str) else self._render(prompt, True)
         return np.array(self._with_bos(self._ids(text)), dtype=np.int32)
 
@@ -132,6 +150,15 @@ class Template:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     # ---- text ----
+
+    def _refuse_special_tokens(self, text: str | Messages, column: str) -> None:
+        # Chat templates render to one text, in which what was content can no longer be told from what is markup, so
+        # the tokenizer cannot be asked to read the one as plain text and the other not.
+        for string in _strings_in(text):
+            if found := self.written_out.search(string):
+                around = shown(string[max(0, found.start() - 20) : found.end() + 20])
+                wanted = "text without special tokens of the tokenizer; or set special_tokens, if they are meant"
+                raise BadRow("special token in text", f"{found[0]!r} in {around}", wanted, column)
 
     def _render(self, messages: Messages, generation_prompt: bool = False, column: str = "messages") -> str:
         return self._render_with_marks(messages, generation_prompt, False, column)[0]
@@ -264,7 +291,43 @@ class Template:
         if cuts and cuts[-1] == len(tokens) - 1 and self.max_length > 2:
             cuts[-1] -= 1  # a last chunk of one token would have nothing to be predicted from
         empty = np.zeros(0, dtype=np.int32)
-        chunks = [
-            Example("document", empty, (Response(chunk),), (), source, text.row) for chunk in np.split(tokens, cuts)
-        ]
-        return Tokenised(chunks)
+        chunks = [Response(chunk, weight=text.weight) for chunk in np.split(tokens, cuts)]
+        return Tokenised([Example("document", empty, (chunk,), (), source, text.row) for chunk in chunks])
+
+
+def _special_tokens(tokenizer: Any) -> set[str]:
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return (added | set(tokenizer.all_special_tokens)) - {""}
+
+
+def _any_of(words: set[str]) -> re.Pattern:
+    """Matches any of the words, the longest where several begin alike."""
+    # by their first letters: one list of a tokenizer's 1,000 words would be gone through at every "<" of a text
+    ordered = sorted(words, key=lambda word: (-len(word[:3]), word[:3], -len(word)))
+    groups = groupby(ordered, key=lambda word: word[:3])
+    return re.compile("|".join(f"{re.escape(start)}(?:{_either(each, len(start))})" for start, each in groups))
+
+
+def _either(words: Iterable[str], start: int) -> str:
+    return "|".join(re.escape(word[start:]) for word in words)
+
+
+def _strings_in(value: Any) -> Iterator[str]:
+    """Every string in messages, those of tool calls and names included: a chat template may write any of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _strings_in(key)
+            yield from _strings_in(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _strings_in(each)
+
+
+def _must_differ(text: TextExample, responses: Sequence[Response]) -> None:
+    """Texts that differ may be the same tokens: the chat template trims them, the tokenizer normalises them."""
+    for better, worse in text.preferences:
+        if np.array_equal(responses[better].tokens, responses[worse].tokens):
+            found = f"the same {len(responses[worse].tokens)} tokens as in {text.columns[better]}"
+            raise BadRow("equal responses", found, "chosen and rejected to differ in tokens", text.columns[worse])
