@@ -1,7 +1,14 @@
 """What every test shares."""
 
+import os
+
 import pytest
+import torch
 from jaxtyping import install_import_hook
+
+# Without a GPU kernels run through Triton's interpreter, which must be chosen before triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Shapes and dtypes in annotations are enforced here; 2 counts as a float, as PEP 484 has it.
 install_import_hook("uft.losses", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -122,7 +122,7 @@ def _score(model: nn.Module, batch: Batch, reference: Reference | None, divergen
             reference_logp = _scatter(token_logprob(reference_logits, target), mask).sum(-1)
         if divergence:
             found = token_divergence(logits, reference_logits)
-            divergences = {name: _scatter(value, mask) for name, value in found._asdict().items()}
+            divergences = {name: _scatter(getattr(found, name), mask) for name in ("kl", "reverse_kl", "entropy")}
     return Scored(batch, token_logp, token_logp.sum(-1), mask.sum(-1).float(), reference_logp, **divergences)
 
 

@@ -1,16 +1,38 @@
-"""Exact Kullback-Leibler divergences between two next-token distributions, over the full vocabulary.
+"""Exact divergences between two next-token distributions over the full vocabulary, from their logits.
 
-    KL(p || q)[n] = sum_v p[n, v] (log p[n, v] - log q[n, v]),   p policy, q reference
+    KL(p || q) = sum_v p (log p - log q)               p policy, q reference
+    KL(q || p) = sum_v q (log q - log p)
+    JS_w       = (1 - w) KL(p || r) + w KL(q || r),    r = (1 - w) p + w q        w = 1/2: Jensen-Shannon
+    H          = -sum_v p log p
 
-N rows, V vocabulary.  The reference gets no gradient.
+    dKL(p || q) / dz = p (log p - log q - KL)          z the policy's logits; the reference gets no gradient
+    dKL(q || p) / dz = p - q
+    dJS_w       / dz = (1 - w) p (log p - log r - KL(p || r))
+    dH          / dz = -p (log p + H)
+
+Normalisers, both KLs and the entropy come from one reading of both rows.  With peaks m and k, e = exp(z - m),
+s = sum e and the reference's w, f = exp(w - k), t = sum f,
+
+    KL(p || q) = sum e ((z - m) - (w - k)) / s - (log s - log t)
+
+where all sums are corrected as m and k rise; without the peaks taken off, what two rows differ by as a whole would
+cancel only after rounding.  The mixture needs the normalisers first, so JS is a second reading, as is the gradient.
+
+Order of this file: reference, kernels, rows, autograd, public function.  N rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from uft_kernels.backend import jit, tl, triton, uses_triton
+from uft_kernels.token_logprob import check_scales, effective, load_logits, onehot_minus, slope
+
+BLOCK_V = 2048
 
 
 class Divergence(NamedTuple):
@@ -19,34 +41,361 @@ class Divergence(NamedTuple):
     kl           KL(policy || reference): large where the policy does what the reference would not
     reverse_kl   KL(reference || policy): large where the policy no longer does what the reference did
     entropy      of the policy
+    js           the weighted Jensen-Shannon divergence; None where it was not asked for
     """
 
     kl: Tensor
     reverse_kl: Tensor
     entropy: Tensor
+    js: Tensor | None = None
 
 
-def token_divergence_reference(policy_logits_NV: Tensor, reference_logits_NV: Tensor) -> Divergence:
+class Pair(NamedTuple):
+    """What the forward keeps of each row: log-probabilities of the target where there is one, peak and log-sum of
+    policy and reference, the divergences, and KL(p || r)."""
+
+    logp: Tensor
+    reference_logp: Tensor
+    peak: Tensor
+    log_sum: Tensor
+    reference_peak: Tensor
+    reference_log_sum: Tensor
+    kl: Tensor
+    reverse_kl: Tensor
+    entropy: Tensor
+    js: Tensor
+    to_mixture: Tensor
+
+
+class Scales(NamedTuple):
+    """Temperature and softcap of the policy and of the reference, and the weight of the reference in the mixture."""
+
+    temperature: float = 1.0
+    softcap: float | None = None
+    reference_softcap: float | None = None
+    js_weight: float | None = None
+
+
+# ---- reference ----
+
+
+def token_divergence_reference(
+    policy_logits_NV: Tensor,
+    reference_logits_NV: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    reference_softcap: float | None = None,
+    js_weight: float | None = None,
+) -> Divergence:
     """The specification.  Computes in float32, or in float64 if given float64."""
-    dtype = torch.promote_types(policy_logits_NV.dtype, torch.float32)
-    log_p = policy_logits_NV.to(dtype).log_softmax(-1)
-    log_q = reference_logits_NV.detach().to(dtype).log_softmax(-1)
+    log_p = effective(policy_logits_NV, temperature, softcap).log_softmax(-1)
+    log_q = effective(reference_logits_NV.detach(), temperature, reference_softcap).log_softmax(-1)
+    js = None
+    if js_weight is not None:
+        log_r = _log_mixture(log_p, log_q, js_weight)
+        js = (1 - js_weight) * _sum(log_p, log_p - log_r) + js_weight * _sum(log_q, log_q - log_r)
+    return Divergence(_sum(log_p, log_p - log_q), _sum(log_q, log_q - log_p), -_sum(log_p, log_p), js)
+
+
+def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
+    log = torch.tensor([1 - weight, weight], dtype=torch.float64).log().tolist()
+    return torch.logaddexp(log_p + log[0], log_q + log[1])
+
+
+def _sum(log_p: Tensor, value: Tensor) -> Tensor:
+    """sum_v p value.  where, not multiply: a token of probability 0 contributes 0, and 0 * inf is NaN."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * value, 0.0).sum(-1)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q); q - p adds nothing to the sum but takes the normalisers' rounding errors out of it."""
     p, q = log_p.exp(), log_q.exp()
-    # where, not multiply: a token of probability 0 contributes 0, and 0 * inf is NaN
-    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
-    reverse_kl = torch.where(q > 0, q * (log_q - log_p), 0.0).sum(-1)
-    entropy = -torch.where(p > 0, p * log_p, 0.0).sum(-1)
-    return Divergence(kl, reverse_kl, entropy)
+    return torch.where(p > 0, p * (log_p - log_q) + (q - p), q).sum(-1)
 
 
-def token_divergence(policy_logits_NV: Tensor, reference_logits_NV: Tensor) -> Divergence:
-    """Exact KL both ways and the policy's entropy, per row.
+# ---- kernels ----
 
-    policy_logits_NV, reference_logits_NV   [N, V], any float dtype; gradients go to the policy only
-    returns                                 Divergence of [N] tensors, float32 or float64
 
-    Raises ValueError where the shapes differ.
+@jit
+def _forward_kernel(
+    policy_ptr,  # [N, V], rows policy_stride apart
+    reference_ptr,  # [N, V], rows reference_stride apart
+    target_ptr,  # [N] int64; a negative one stands in no column
+    out_ptr,  # [11, N] float32, out: the fields of Pair
+    N,
+    policy_stride,
+    reference_stride,
+    V,
+    inverse_temperature,
+    softcap,
+    reference_softcap,
+    js_weight,
+    CAPPED: tl.constexpr,
+    REFERENCE_CAPPED: tl.constexpr,
+    WITH_JS: tl.constexpr,
+    WITH_TARGET: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    policy_ptr += n * policy_stride
+    reference_ptr += n * reference_stride
+    # finite, so that a block of -inf logits does not give (-inf) - (-inf)
+    m = -3.0e38
+    s = 0.0  # sum of e^(z - m)
+    u = 0.0  # ... times (z - m)
+    x = 0.0  # ... times (z - m) - (w - k)
+    k = -3.0e38
+    t = 0.0  # sum of e^(w - k), w the reference's logits
+    y = 0.0  # ... times (w - k) - (z - m)
+    for start in range(0, V, BLOCK_V):
+        v = start + tl.arange(0, BLOCK_V)
+        z = load_logits(policy_ptr, v, V, inverse_temperature, softcap, CAPPED)
+        w = load_logits(reference_ptr, v, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
+        m_new = tl.maximum(m, tl.max(z, 0))
+        k_new = tl.maximum(k, tl.max(w, 0))
+        scale = tl.exp(m - m_new)
+        e = tl.exp(z - m_new)
+        u = scale * (u + tl.where(s > 0, (m - m_new) * s, 0.0)) + tl.sum(tl.where(e > 0, e * (z - m_new), 0.0), 0)
+        rise = (m_new - m) - (k_new - k)
+        x = scale * (x - tl.where(s > 0, s * rise, 0.0)) + tl.sum(
+            tl.where(e > 0, e * ((z - m_new) - (w - k_new)), 0.0), 0
+        )
+        s = scale * s + tl.sum(e, 0)
+        m = m_new
+        scale = tl.exp(k - k_new)
+        e = tl.exp(w - k_new)
+        y = scale * (y + tl.where(t > 0, t * rise, 0.0)) + tl.sum(
+            tl.where(e > 0, e * ((w - k_new) - (z - m_new)), 0.0), 0
+        )
+        t = scale * t + tl.sum(e, 0)
+        k = k_new
+    log_s = tl.log(s)
+    log_t = tl.log(t)
+    shift = log_s - log_t  # exactly 0 for equal rows
+    if WITH_TARGET:
+        at = tl.load(target_ptr + n) + tl.zeros([1], tl.int64)
+        z = load_logits(policy_ptr, at, V, inverse_temperature, softcap, CAPPED)
+        w = load_logits(reference_ptr, at, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
+        tl.store(out_ptr + n, tl.sum(z - m, 0) - log_s)
+        tl.store(out_ptr + N + n, tl.sum(w - k, 0) - log_t)
+    tl.store(out_ptr + 2 * N + n, m)
+    tl.store(out_ptr + 3 * N + n, log_s)
+    tl.store(out_ptr + 4 * N + n, k)
+    tl.store(out_ptr + 5 * N + n, log_t)
+    tl.store(out_ptr + 6 * N + n, x / s - shift)
+    tl.store(out_ptr + 7 * N + n, y / t + shift)
+    tl.store(out_ptr + 8 * N + n, log_s - u / s)
+    if WITH_JS:
+        to_mixture = 0.0
+        from_reference = 0.0
+        for start in range(0, V, BLOCK_V):
+            v = start + tl.arange(0, BLOCK_V)
+            z = load_logits(policy_ptr, v, V, inverse_temperature, softcap, CAPPED)
+            w = load_logits(reference_ptr, v, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
+            log_p = (z - m) - log_s
+            log_q = (w - k) - log_t
+            log_r = log_mixture(log_p, log_q, js_weight)
+            p = tl.exp(log_p)
+            q = tl.exp(log_q)
+            to_mixture += tl.sum(tl.where(p > 0, p * (log_p - log_r), 0.0), 0)
+            from_reference += tl.sum(tl.where(q > 0, q * (log_q - log_r), 0.0), 0)
+        tl.store(out_ptr + 9 * N + n, (1 - js_weight) * to_mixture + js_weight * from_reference)
+        tl.store(out_ptr + 10 * N + n, to_mixture)
+
+
+@jit
+def log_mixture(log_p, log_q, weight):
+    """log((1 - weight) p + weight q); -inf where both are 0."""
+    top = tl.maximum(tl.maximum(log_p, log_q), -3.0e38)
+    return top + tl.log((1 - weight) * tl.exp(log_p - top) + weight * tl.exp(log_q - top))
+
+
+@jit
+def _backward_kernel(
+    policy_ptr,  # [N, V], rows policy_stride apart
+    reference_ptr,  # [N, V], rows reference_stride apart
+    target_ptr,  # [N] int64; a negative one stands in no column
+    pair_ptr,  # [11, N] float32
+    grad_ptr,  # [5, N] float32: of logp, kl, reverse_kl, entropy, js
+    gradient_ptr,  # [N, V], rows gradient_stride apart, out; may be the policy's logits
+    N,
+    policy_stride,
+    reference_stride,
+    gradient_stride,
+    V,
+    inverse_temperature,
+    softcap,
+    reference_softcap,
+    js_weight,
+    CAPPED: tl.constexpr,
+    REFERENCE_CAPPED: tl.constexpr,
+    WITH_JS: tl.constexpr,
+    WITH_TARGET: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    policy_ptr += n * policy_stride
+    reference_ptr += n * reference_stride
+    z = load_logits(policy_ptr, v, V, inverse_temperature, softcap, CAPPED)
+    w = load_logits(reference_ptr, v, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
+    log_p = (z - tl.load(pair_ptr + 2 * N + n)) - tl.load(pair_ptr + 3 * N + n)
+    log_q = (w - tl.load(pair_ptr + 4 * N + n)) - tl.load(pair_ptr + 5 * N + n)
+    p = tl.exp(log_p)
+    kl = tl.load(pair_ptr + 6 * N + n)
+    entropy = tl.load(pair_ptr + 8 * N + n)
+    inside = tl.load(grad_ptr + N + n) * (log_p - log_q - kl) - tl.load(grad_ptr + 3 * N + n) * (log_p + entropy)
+    if WITH_JS:
+        log_r = log_mixture(log_p, log_q, js_weight)
+        to_mixture = tl.load(pair_ptr + 10 * N + n)
+        inside += tl.load(grad_ptr + 4 * N + n) * (1 - js_weight) * (log_p - log_r - to_mixture)
+    dz = tl.where(p > 0, p * inside, 0.0) + tl.load(grad_ptr + 2 * N + n) * (p - tl.exp(log_q))
+    if WITH_TARGET:
+        dz += tl.load(grad_ptr + n) * (tl.where(v == tl.load(target_ptr + n), 1.0, 0.0) - p)
+    dz *= slope(policy_ptr, v, V, inverse_temperature, softcap, CAPPED)
+    tl.store(gradient_ptr + n * gradient_stride + v, dz.to(gradient_ptr.dtype.element_ty), mask=v < V)
+
+
+# ---- rows: what the operations on hidden states share ----
+
+
+def forward_pair(policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | None, scales: Scales) -> Pair:
+    """Everything about each pair of rows; log-probabilities are 0 without targets."""
+    N, V = policy_NV.shape
+    if uses_triton(policy_NV):
+        out = torch.zeros(len(Pair._fields), N, dtype=torch.float32, device=policy_NV.device)
+        if N:
+            _forward_kernel[(N,)](
+                policy_NV, reference_NV, out if target_N is None else target_N, out, N, policy_NV.stride(0),
+                reference_NV.stride(0), *_arguments(V, scales, target_N),
+            )  # fmt: skip
+        return Pair(*out)
+    z, w = _effective(policy_NV, reference_NV, scales)
+    m, k = z.amax(-1, keepdim=True), w.amax(-1, keepdim=True)
+    log_s, log_t = ((row - top).exp().sum(-1, keepdim=True).log() for row, top in ((z, m), (w, k)))
+    log_p, log_q = (z - m) - log_s, (w - k) - log_t
+    at = [torch.zeros_like(m) if target_N is None else row.gather(-1, target_N[:, None]) for row in (log_p, log_q)]
+    found = [at[0].squeeze(-1), at[1].squeeze(-1), m.squeeze(-1), log_s.squeeze(-1), k.squeeze(-1), log_t.squeeze(-1)]
+    found += [_kl(log_p, log_q), _kl(log_q, log_p), -_sum(log_p, log_p)]
+    if scales.js_weight is None:
+        return Pair(*found, *torch.zeros_like(torch.stack(found[:2])))
+    log_r = _log_mixture(log_p, log_q, scales.js_weight)
+    to_mixture, from_reference = _sum(log_p, log_p - log_r), _sum(log_q, log_q - log_r)
+    return Pair(*found, (1 - scales.js_weight) * to_mixture + scales.js_weight * from_reference, to_mixture)
+
+
+def backward_pair(
+    policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | None, pair: Pair, grads: Sequence[Tensor | None],
+    scales: Scales, out_NV: Tensor,
+) -> Tensor:  # fmt: skip
+    """Writes the gradient with respect to the policy's logits to `out_NV`, which may be those, and returns it.
+
+    grads   upstream gradients [N] of logp, kl, reverse_kl, entropy, js; None is 0
+    """
+    N, V = policy_NV.shape
+    zero = torch.zeros_like(pair.kl)
+    grads = torch.stack([zero if g is None else g.to(zero.dtype) for g in grads])
+    if uses_triton(policy_NV):
+        if N:
+            *arguments, block = _arguments(V, scales, target_N)
+            _backward_kernel[(N, triton.cdiv(V, block))](
+                policy_NV, reference_NV, grads if target_N is None else target_N, torch.stack(list(pair)),
+                grads, out_NV, N, policy_NV.stride(0),
+                reference_NV.stride(0), out_NV.stride(0), *arguments, block,
+            )  # fmt: skip
+        return out_NV
+    z, w = _effective(policy_NV, reference_NV, scales)
+    log_p = (z - pair.peak[:, None]) - pair.log_sum[:, None]
+    log_q = (w - pair.reference_peak[:, None]) - pair.reference_log_sum[:, None]
+    p, (to_logp, to_kl, to_reverse, to_entropy, to_js) = log_p.exp(), grads[:, :, None]
+    inside = to_kl * (log_p - log_q - pair.kl[:, None]) - to_entropy * (log_p + pair.entropy[:, None])
+    if scales.js_weight is not None:
+        log_r = _log_mixture(log_p, log_q, scales.js_weight)
+        inside += to_js * (1 - scales.js_weight) * (log_p - log_r - pair.to_mixture[:, None])
+    dz = torch.where(p > 0, p * inside, 0.0) + to_reverse * (p - log_q.exp())
+    if target_N is not None:
+        dz += to_logp * onehot_minus(p, target_N)
+    if scales.softcap is not None:
+        t = torch.tanh(policy_NV.to(dz.dtype) / scales.softcap)
+        dz *= (1 - t) * (1 + t)
+    return out_NV.copy_(dz / scales.temperature)
+
+
+def _effective(policy_NV: Tensor, reference_NV: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
+    return (
+        effective(policy_NV, scales.temperature, scales.softcap),
+        effective(reference_NV, scales.temperature, scales.reference_softcap),
+    )
+
+
+def _arguments(V: int, scales: Scales, target_N: Tensor | None) -> tuple:
+    """The arguments both kernels end with."""
+    return (
+        V, 1 / scales.temperature, scales.softcap or 1.0, scales.reference_softcap or 1.0, scales.js_weight or 0.0,
+        scales.softcap is not None, scales.reference_softcap is not None, scales.js_weight is not None,
+        target_N is not None, min(BLOCK_V, triton.next_power_of_2(V)),
+    )  # fmt: skip
+
+
+# ---- autograd ----
+
+
+class _TokenDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, policy_NV, reference_NV, scales):
+        pair = forward_pair(policy_NV, reference_NV, None, scales)
+        ctx.save_for_backward(policy_NV, reference_NV, *pair)
+        ctx.scales = scales
+        ctx.set_materialize_grads(False)
+        return pair.kl, pair.reverse_kl, pair.entropy, pair.js
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):
+        if all(grad is None for grad in grads):
+            return None, None, None
+        policy_NV, reference_NV, *pair = ctx.saved_tensors
+        out_NV = torch.empty(policy_NV.shape, dtype=policy_NV.dtype, device=policy_NV.device)
+        backward_pair(policy_NV, reference_NV, None, Pair(*pair), (None, *grads), ctx.scales, out_NV)
+        return out_NV, None, None
+
+
+# ---- public ----
+
+
+def token_divergence(
+    policy_logits_NV: Tensor,
+    reference_logits_NV: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    reference_softcap: float | None = None,
+    js_weight: float | None = None,
+) -> Divergence:
+    """Exact KL both ways, the policy's entropy and, with `js_weight`, the weighted Jensen-Shannon divergence, per row.
+
+    policy_logits_NV, reference_logits_NV   [N, V], any float dtype, rows any distance apart; gradients go to the
+                                            policy only; the arithmetic is float32, or float64 if given it
+    temperature          divides both rows; > 0
+    softcap, reference_softcap   c in c tanh(z / c); > 0 or None
+    js_weight            w in (0, 1), the share of the reference in the mixture
+    returns              Divergence of [N] tensors, float32 or float64
+
+    Raises ValueError where shapes, temperature, softcap or weight do not fit.
     """
     if policy_logits_NV.ndim != 2 or policy_logits_NV.shape != reference_logits_NV.shape:
         raise ValueError(f"want [N, V] twice, got {[*policy_logits_NV.shape]} and {[*reference_logits_NV.shape]}")
-    return token_divergence_reference(policy_logits_NV, reference_logits_NV)
+    check_scales(temperature, softcap)
+    check_scales(temperature, reference_softcap)
+    check_weight(js_weight)
+    rows = [t if t.stride(-1) == 1 else t.contiguous() for t in (policy_logits_NV, reference_logits_NV.detach())]
+    scales = Scales(temperature, softcap, reference_softcap, js_weight)
+    kl, reverse_kl, entropy, js = _TokenDivergence.apply(*rows, scales)
+    return Divergence(kl, reverse_kl, entropy, js if js_weight is not None else None)
+
+
+def check_weight(js_weight: float | None) -> None:
+    if js_weight is not None and not 0 < js_weight < 1:
+        raise ValueError(f"js_weight is {js_weight}; want a number between 0 and 1, or None")

@@ -1,35 +1,332 @@
-"""Log-probability of one token per row of logits.
+"""Log-probability of one token per row of logits, and the row's entropy, without forming the log-softmax.
 
-    l[n] = z[n, t[n]] - log sum_v exp z[n, v]
+    z'[n, v] = c tanh(z[n, v] / c) / T         c softcap (identity without one), T temperature
+    l[n]     = (z'[n, t[n]] - m[n]) - log s[n],    m = max_v z',   s = sum_v exp(z' - m)
+    H[n]     = log s[n] - sum_v p[n, v] (z'[n, v] - m[n]),         p = exp(z' - m) / s
 
-Rows whose target is IGNORE have l = 0 and no gradient.  N rows, V vocabulary.
+    dl / dz'[v] = 1[v = t] - p[v]        dH / dz'[v] = -p[v] (log p[v] + H)        dz' / dz = (1 - tanh^2) / T
+
+Rows whose target is IGNORE have l = 0 and H = 0 and no gradient.  m and log s stay apart: their sum, rounded, would
+cost a near-certain token all its digits.
+
+The forward reads the logits once and keeps a few float32 per row; the backward reads them once more and writes the
+gradient, over the logits themselves where that is asked for.  The reference keeps an N x V log-softmax in between.
+
+Order of this file: reference, kernels, rows, autograd, public function.  N rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from uft_kernels.backend import accumulation, jit, tl, triton, uses_triton
+
 IGNORE = -100
+BLOCK_V = 4096
 
 
-def token_logprob_reference(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+class TokenLogprob(NamedTuple):
+    """Each [N], in nats: log-probability of the target, entropy of the row."""
+
+    logp: Tensor
+    entropy: Tensor
+
+
+class Rows(NamedTuple):
+    """What the forward keeps of each row, [N] each, in float32 (float64 for float64 logits)."""
+
+    logp: Tensor
+    entropy: Tensor
+    peak: Tensor  # m
+    log_sum: Tensor  # log s
+
+
+# ---- reference ----
+
+
+def effective(logits_NV: Tensor, temperature: float = 1.0, softcap: float | None = None) -> Tensor:
+    """z': capped and divided by the temperature, in float32 or float64."""
+    logits_NV = logits_NV.to(accumulation(logits_NV.dtype))
+    if softcap is not None:
+        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+    return logits_NV if temperature == 1.0 else logits_NV / temperature
+
+
+def token_logprob_reference(
+    logits_NV: Tensor, target_N: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> TokenLogprob:
     """The specification.  Computes in float32, or in float64 if given float64."""
     ignored_N = target_N == IGNORE
-    logp_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
-    logp_N = logp_NV.gather(-1, target_N.masked_fill(ignored_N, 0)[:, None]).squeeze(-1)
-    return logp_N.masked_fill(ignored_N, 0.0)
+    log_p_NV = effective(logits_NV, temperature, softcap).log_softmax(-1)
+    logp_N = log_p_NV.gather(-1, target_N.masked_fill(ignored_N, 0)[:, None]).squeeze(-1)
+    # where, not multiply: a token of probability 0 contributes 0, and 0 * inf is NaN
+    p_NV = log_p_NV.exp()
+    entropy_N = -torch.where(p_NV > 0, p_NV * log_p_NV, 0.0).sum(-1)
+    return TokenLogprob(logp_N.masked_fill(ignored_N, 0.0), entropy_N.masked_fill(ignored_N, 0.0))
 
 
-def token_logprob(logits_NV: Tensor, target_N: Tensor) -> Tensor:
-    """Log-probability of each row's target, in nats.
+# ---- kernels ----
 
-    logits_NV   [N, V], any float dtype; the arithmetic is float32, or float64 if given float64
-    target_N    [N], int64; IGNORE gives 0 and no gradient
-    returns     [N], float32 or float64
 
-    Raises ValueError where the shapes do not fit.
+@jit
+def tanh(x):
+    # libdevice has one, the interpreter has not; near 0 the exponential form would cancel, so a polynomial stands in
+    # (minimax coefficients of Cephes' tanhf, Moshier)
+    z = x * x
+    small = -5.70498872745e-3 * z + 2.06390887954e-2
+    small = (small * z - 5.37397155531e-2) * z + 1.33314422036e-1
+    small = (small * z - 3.33332819422e-1) * z * x + x
+    wide = 1 - 2 / (tl.exp(2 * tl.abs(x)) + 1)
+    return tl.where(tl.abs(x) < 0.625, small, tl.where(x < 0, -wide, wide))
+
+
+@jit
+def load_logits(pointer, v, V, inverse_temperature, softcap, CAPPED: tl.constexpr):
+    """z' [BLOCK_V] in float32, -inf beyond the edge."""
+    z = tl.load(pointer + v, mask=v < V, other=float("-inf")).to(tl.float32)
+    if CAPPED:
+        z = tl.where(v < V, softcap * tanh(z / softcap), float("-inf"))
+    return z * inverse_temperature
+
+
+@jit
+def slope(pointer, v, V, inverse_temperature, softcap, CAPPED: tl.constexpr):
+    """dz' / dz [BLOCK_V]."""
+    if CAPPED:
+        t = tanh(tl.load(pointer + v, mask=v < V, other=0.0).to(tl.float32) / softcap)
+        return (1 - t) * (1 + t) * inverse_temperature  # t * t would be rounded before it cancels
+    else:
+        return inverse_temperature + tl.zeros_like(v).to(tl.float32)
+
+
+@jit
+def _forward_kernel(
+    logits_ptr,  # [N, V], rows row_stride apart
+    target_ptr,  # [N] int64
+    logp_ptr,  # [N] float32, out; so the following three
+    entropy_ptr,
+    peak_ptr,
+    log_sum_ptr,
+    row_stride,
+    V,
+    inverse_temperature,
+    softcap,
+    CAPPED: tl.constexpr,
+    IGNORED: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    # int64: 16k rows of a 150k vocabulary are more than 2^31 elements
+    n = tl.program_id(0).to(tl.int64)
+    logits_ptr += n * row_stride
+    target = tl.load(target_ptr + n)
+    if target == IGNORED:
+        tl.store(logp_ptr + n, 0.0)
+        tl.store(entropy_ptr + n, 0.0)
+        tl.store(peak_ptr + n, 0.0)
+        tl.store(log_sum_ptr + n, 0.0)
+        return
+
+    # one pass (arXiv:1805.02867): when the maximum rises, what was summed so far is rescaled
+    # m starts finite, so that a block of -inf logits does not give (-inf) - (-inf)
+    m = -3.0e38
+    s = 0.0  # sum of e^(z' - m)
+    u = 0.0  # sum of e^(z' - m) (z' - m)
+    for start in range(0, V, BLOCK_V):
+        v = start + tl.arange(0, BLOCK_V)
+        z = load_logits(logits_ptr, v, V, inverse_temperature, softcap, CAPPED)  # [BLOCK_V]
+        m_new = tl.maximum(m, tl.max(z, 0))
+        scale = tl.exp(m - m_new)
+        e = tl.exp(z - m_new)
+        u = scale * (u + tl.where(s > 0, (m - m_new) * s, 0.0)) + tl.sum(tl.where(e > 0, e * (z - m_new), 0.0), 0)
+        s = scale * s + tl.sum(e, 0)
+        m = m_new
+    log_s = tl.log(s)
+    z_target = load_logits(logits_ptr, target + tl.zeros([1], tl.int64), V, inverse_temperature, softcap, CAPPED)
+    tl.store(logp_ptr + n, tl.sum(z_target - m, 0) - log_s)
+    tl.store(entropy_ptr + n, log_s - u / s)
+    tl.store(peak_ptr + n, m)
+    tl.store(log_sum_ptr + n, log_s)
+
+
+@jit
+def _backward_kernel(
+    logits_ptr,  # [N, V], rows row_stride apart
+    target_ptr,  # [N] int64
+    entropy_ptr,  # [N] float32; so the following two
+    peak_ptr,
+    log_sum_ptr,
+    grad_logp_ptr,  # [N] float32
+    grad_entropy_ptr,  # [N] float32
+    gradient_ptr,  # [N, V], rows gradient_stride apart, out; may be the logits
+    row_stride,
+    gradient_stride,
+    V,
+    inverse_temperature,
+    softcap,
+    CAPPED: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr,
+    IGNORED: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    logits_ptr += n * row_stride
+    gradient_ptr += n * gradient_stride
+    target = tl.load(target_ptr + n)
+    if target == IGNORED:
+        tl.store(gradient_ptr + v, tl.zeros([BLOCK_V], gradient_ptr.dtype.element_ty), mask=v < V)
+        return
+
+    z = load_logits(logits_ptr, v, V, inverse_temperature, softcap, CAPPED)
+    log_p = (z - tl.load(peak_ptr + n)) - tl.load(log_sum_ptr + n)
+    p = tl.exp(log_p)
+    # 1[v = t] - p before anything is rounded: what a certain token is short of one must not cancel
+    dz = tl.load(grad_logp_ptr + n) * (tl.where(v == target, 1.0, 0.0) - p)
+    if WITH_ENTROPY:
+        entropy = tl.load(entropy_ptr + n)
+        dz -= tl.load(grad_entropy_ptr + n) * tl.where(p > 0, p * (log_p + entropy), 0.0)
+    dz *= slope(logits_ptr, v, V, inverse_temperature, softcap, CAPPED)
+    tl.store(gradient_ptr + v, dz.to(gradient_ptr.dtype.element_ty), mask=v < V)
+
+
+# ---- rows: what the operations on hidden states share ----
+
+
+def forward_rows(
+    logits_NV: Tensor, target_N: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> Rows:
+    """Everything about each row that one reading of the logits gives."""
+    N, V = logits_NV.shape
+    if not uses_triton(logits_NV):
+        z_NV = effective(logits_NV, temperature, softcap)
+        ignored_N = target_N == IGNORE
+        m_N = z_NV.amax(-1)
+        shifted_NV = z_NV - m_N[:, None]
+        e_NV = shifted_NV.exp()
+        s_N = e_NV.sum(-1)
+        u_N = torch.where(e_NV > 0, e_NV * shifted_NV, 0.0).sum(-1)
+        at_target_N = shifted_NV.gather(-1, target_N.masked_fill(ignored_N, 0)[:, None]).squeeze(-1)
+        found = Rows(at_target_N - s_N.log(), s_N.log() - u_N / s_N, m_N, s_N.log())
+        return Rows(*(value.masked_fill(ignored_N, 0.0) for value in found))
+    rows = Rows(*torch.empty(4, N, dtype=torch.float32, device=logits_NV.device))
+    if N:
+        _forward_kernel[(N,)](
+            logits_NV, target_N, *rows, logits_NV.stride(0), V, 1 / temperature, softcap or 1.0,
+            CAPPED=softcap is not None, IGNORED=IGNORE, BLOCK_V=min(BLOCK_V, triton.next_power_of_2(V)),
+        )  # fmt: skip
+    return rows
+
+
+def backward_rows(
+    logits_NV: Tensor, target_N: Tensor, rows: Rows, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None,
+    out_NV: Tensor, *, temperature: float = 1.0, softcap: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Writes the gradient with respect to the logits to `out_NV`, which may be the logits, and returns it."""
+    N, V = logits_NV.shape
+    zero_N = torch.zeros_like(rows.logp)
+    grad_logp_N = zero_N if grad_logp_N is None else grad_logp_N.to(zero_N.dtype).contiguous()
+    if uses_triton(logits_NV):
+        if N:
+            block = min(BLOCK_V, triton.next_power_of_2(V))
+            _backward_kernel[(N, triton.cdiv(V, block))](
+                logits_NV, target_N, rows.entropy, rows.peak, rows.log_sum, grad_logp_N,
+                zero_N if grad_entropy_N is None else grad_entropy_N.float().contiguous(), out_NV,
+                logits_NV.stride(0), out_NV.stride(0), V, 1 / temperature, softcap or 1.0,
+                CAPPED=softcap is not None, WITH_ENTROPY=grad_entropy_N is not None, IGNORED=IGNORE, BLOCK_V=block,
+            )  # fmt: skip
+        return out_NV
+    ignored_N = target_N == IGNORE
+    log_p_NV = (effective(logits_NV, temperature, softcap) - rows.peak[:, None]) - rows.log_sum[:, None]
+    p_NV = log_p_NV.exp()
+    dz_NV = onehot_minus(p_NV, target_N) * grad_logp_N[:, None]
+    if grad_entropy_N is not None:
+        dz_NV -= grad_entropy_N.to(zero_N.dtype)[:, None] * torch.where(
+            p_NV > 0, p_NV * (log_p_NV + rows.entropy[:, None]), 0.0
+        )
+    if softcap is not None:
+        t_NV = torch.tanh(logits_NV.to(dz_NV.dtype) / softcap)
+        dz_NV *= (1 - t_NV) * (1 + t_NV)
+    return out_NV.copy_((dz_NV / temperature).masked_fill(ignored_N[:, None], 0.0))
+
+
+def onehot_minus(p_NV: Tensor, target_N: Tensor) -> Tensor:
+    """1[v = t] - p.  A negative target stands in no column: it belongs to another slab of the vocabulary."""
+    at_N1 = target_N.clamp(min=0)[:, None]
+    here_N1 = p_NV.gather(-1, at_N1)
+    return (-p_NV).scatter_(-1, at_N1, torch.where(target_N[:, None] >= 0, 1 - here_N1, -here_N1))
+
+
+# ---- autograd ----
+
+
+class _TokenLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits_NV, target_N, temperature, softcap, inplace):
+        rows = forward_rows(logits_NV, target_N, temperature=temperature, softcap=softcap)
+        ctx.save_for_backward(logits_NV, target_N, *rows)
+        ctx.options, ctx.inplace, ctx.spent = {"temperature": temperature, "softcap": softcap}, inplace, False
+        ctx.set_materialize_grads(False)
+        return rows.logp, rows.entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_logp_N, grad_entropy_N):
+        if grad_logp_N is None and grad_entropy_N is None:
+            return None, None, None, None, None
+        if ctx.spent:
+            raise RuntimeError("inplace=True: the first backward has overwritten the logits")
+        logits_NV, target_N, *rows = ctx.saved_tensors
+        if ctx.inplace:
+            ctx.spent = True
+            out_NV = logits_NV.detach()
+        else:
+            # a fresh tensor: what forward saved stays as it was, so backward may run twice
+            out_NV = torch.empty(logits_NV.shape, dtype=logits_NV.dtype, device=logits_NV.device)
+        backward_rows(logits_NV, target_N, Rows(*rows), grad_logp_N, grad_entropy_N, out_NV, **ctx.options)
+        if ctx.inplace:
+            torch.autograd.graph.increment_version(logits_NV)  # whoever else kept the logits is told
+        return out_NV, None, None, None, None
+
+
+# ---- public ----
+
+
+def token_logprob(
+    logits_NV: Tensor,
+    target_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+    inplace: bool = False,
+) -> Tensor | TokenLogprob:
+    """Log-probability of each row's target, in nats; with `entropy` also the rows' entropies.
+
+    logits_NV     [N, V], any float dtype, rows any distance apart; the arithmetic is float32, or float64 if given it
+    target_N      [N], int64 in [0, V); IGNORE gives 0 and no gradient
+    temperature   divides the (capped) logits; > 0
+    softcap       c in c tanh(z / c), as in Gemma; > 0 or None
+    inplace       the backward writes the gradient over the logits, which saves N x V and can run once
+    returns       [N] float32 (float64 for float64), or a TokenLogprob of two such
+
+    Raises ValueError where shapes, temperature or softcap do not fit.
     """
     if logits_NV.ndim != 2 or target_N.shape != logits_NV.shape[:1]:
         raise ValueError(f"want [N, V] and [N], got {[*logits_NV.shape]} and {[*target_N.shape]}")
-    return token_logprob_reference(logits_NV, target_N)
+    check_scales(temperature, softcap)
+    if logits_NV.stride(-1) != 1:
+        if inplace:
+            raise ValueError("inplace=True wants the entries of a row next to each other")
+        logits_NV = logits_NV.contiguous()
+    found = TokenLogprob(*_TokenLogprob.apply(logits_NV, target_N.contiguous(), temperature, softcap, inplace))
+    return found if entropy else found.logp
+
+
+def check_scales(temperature: float, softcap: float | None) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; want a number > 0")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap is {softcap}; want a number > 0, or None")

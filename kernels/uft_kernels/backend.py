@@ -1,0 +1,54 @@
+"""Which form an operation takes: Triton kernels on a GPU, plain PyTorch elsewhere.
+
+Everything here works without triton.  `form("torch")` and `form("triton")` choose by hand, for tests and benchmarks;
+kernels run on the CPU only through Triton's interpreter (TRITON_INTERPRET=1, set before triton is imported).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS, Windows
+    triton = tl = None
+
+_chosen: ContextVar[str | None] = ContextVar("form", default=None)
+
+
+def jit(function: Callable) -> Callable:
+    """triton.jit, or the function itself where there is no triton; it is then never called."""
+    return function if triton is None else triton.jit(function)
+
+
+@contextlib.contextmanager
+def form(name: str) -> Iterator[None]:
+    """Runs what is inside as "torch" or as "triton", whatever the device."""
+    if name not in ("torch", "triton"):
+        raise ValueError(f"form is {name!r}; want torch or triton")
+    if name == "triton" and triton is None:
+        raise ValueError("form is 'triton', which is not installed")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """float64 is for references and goes to PyTorch."""
+    if triton is None or tensor.dtype == torch.float64:
+        return False
+    chosen = _chosen.get()
+    return chosen == "triton" if chosen else tensor.is_cuda
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,280 @@
+"""Log-probabilities of a linear head, without ever holding its N x V logits.
+
+    z[n, v] = W[v] . h[n] + b[v],     l[n] = log-softmax of scale * z (capped, tempered) at the target
+
+    dl[n] / dh[n]  = (e_t - p) J W,   J = dz' / dz,        dl[n] / dW = ((e_t - p) J)^T h[n]
+
+Products of 2NVD flops each:
+
+                                    forward    backward
+    nothing wants a gradient           1
+    the head is frozen                 2           0         dl/dh is a row U[n]; whatever arrives only scales it
+    the head is trained                1           3         logits again, dW, dh; slabs of the vocabulary outside
+
+The frozen form needs one product less than recomputing, and none in the backward; with the entropy one more, for its
+row.  The trained form goes through slabs of the vocabulary, so that each slab of dW is one product over all tokens,
+written once, in the dtype of the gradient, and no float32 copy of dW exists.  e_t - p is formed in float32 and rounded
+after that.  No atomics and no locks: the same numbers every time.
+
+Order of this file: reference, autograd, public function.  N tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from uft_kernels import products
+from uft_kernels.backend import accumulation
+from uft_kernels.products import add_product, product, rows_within, slabs
+from uft_kernels.token_logprob import (
+    IGNORE,
+    Rows,
+    backward_rows,
+    check_scales,
+    forward_rows,
+    token_logprob_reference,
+)
+
+TOKENS = 16_384  # per slab of the vocabulary in the backward
+
+
+class LinearLogprob(NamedTuple):
+    """Each [N], float32 (float64 for float64): log-probability of the target and, where asked for, the entropy of the
+    distribution and whether the target is its likeliest token (bool)."""
+
+    logp: Tensor
+    entropy: Tensor | None = None
+    top1: Tensor | None = None
+
+
+class Scales(NamedTuple):
+    """How logits become those of the softmax: softcap * tanh(scale * z / softcap) / temperature."""
+
+    temperature: float = 1.0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+    @property
+    def folded(self) -> dict[str, float | None]:
+        """The same without a scale of their own: s c' tanh(z / c') / T with c' = c / s."""
+        softcap = None if self.softcap is None else self.softcap / self.logit_scale
+        return {"temperature": self.temperature / self.logit_scale, "softcap": softcap}
+
+
+# ---- reference ----
+
+
+def linear_logprob_reference(
+    hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, bias_V: Tensor | None = None, *, temperature: float = 1.0,
+    softcap: float | None = None, logit_scale: float = 1.0,
+) -> LinearLogprob:  # fmt: skip
+    """The specification.  Computes in float32, or in float64 if given float64."""
+    logits_NV = logits_reference(hidden_ND, weight_VD, bias_V) * logit_scale
+    found = token_logprob_reference(logits_NV, target_N, temperature=temperature, softcap=softcap)
+    top1_N = (logits_NV.argmax(-1) == target_N) & (target_N != IGNORE)
+    return LinearLogprob(found.logp, found.entropy, top1_N)
+
+
+def logits_reference(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    dtype = accumulation(hidden_ND.dtype)
+    logits_NV = hidden_ND.to(dtype) @ weight_VD.to(dtype).T
+    return logits_NV if bias_V is None else logits_NV + bias_V.to(dtype)
+
+
+# ---- autograd ----
+
+
+def head(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """The logits of some tokens, in float32 or float64."""
+    logits_NV = product(hidden_ND, weight_VD.T, out)
+    return logits_NV if bias_V is None else logits_NV.add_(bias_V)
+
+
+class _LinearLogprob(torch.autograd.Function):
+    """(logp, entropy, top1).  `weight` and `bias` are frozen where they want no gradient."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, scales, entropy, top1):
+        wants_hidden, *wants_head = ctx.needs_input_grad[:3]
+        ctx.frozen, ctx.scales = wants_hidden and not any(wants_head), scales
+        ctx.set_materialize_grads(False)
+        N, V = len(hidden_ND), len(weight_VD)
+        rows, hit_N = _empty_rows(hidden_ND), torch.zeros(N, dtype=torch.bool, device=hidden_ND.device)
+        effects = [torch.empty_like(hidden_ND) for _ in range(1 + entropy)] if ctx.frozen else []  # dl/dh and dH/dh
+        # a frozen head's gradient rows need a second buffer next to the logits, in the dtype of the hidden states
+        copies = 1 + hidden_ND.dtype.itemsize / accumulation(hidden_ND.dtype).itemsize if ctx.frozen else 1
+        for part in slabs(N, rows_within(products.BUDGET, V, hidden_ND.dtype, copies)):
+            logits_NV = head(hidden_ND[part], weight_VD, bias_V)
+            found = forward_rows(logits_NV, target_N[part], **scales.folded)
+            for whole, value in zip(rows, found):
+                whole[part] = value
+            if top1:
+                hit_N[part] = logits_NV.argmax(-1) == target_N[part]
+            one_N = torch.ones_like(found.logp)
+            for effect_ND, grads in zip(effects, ((one_N, None), (None, one_N))):
+                out_NV = torch.empty(logits_NV.shape, dtype=hidden_ND.dtype, device=hidden_ND.device)
+                backward_rows(logits_NV, target_N[part], found, *grads, out_NV, **scales.folded)
+                effect_ND[part] = product(out_NV, weight_VD)
+        ctx.save_for_backward(*((*effects,) if ctx.frozen else (hidden_ND, weight_VD, bias_V, target_N, *rows)))
+        ctx.mark_non_differentiable(hit_N)
+        return rows.logp, rows.entropy, hit_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_logp_N, grad_entropy_N, _):
+        nothing = (None,) * 7
+        if grad_logp_N is None and grad_entropy_N is None:
+            return nothing
+        if ctx.frozen:
+            return scaled(ctx.saved_tensors, (grad_logp_N, grad_entropy_N)), *nothing[1:]
+        hidden_ND, weight_VD, bias_V, target_N, *rows = ctx.saved_tensors
+
+        def gradient(logits_NS, tokens, local_N, out_NS, slab):
+            here = Rows(*(value[tokens] for value in rows))
+            grads = (None if g is None else g[tokens] for g in (grad_logp_N, grad_entropy_N))
+            backward_rows(logits_NS, local_N, here, *grads, out_NS, **ctx.scales.folded)
+
+        found = slab_gradients(hidden_ND, weight_VD, bias_V, target_N, ctx.needs_input_grad[:3], gradient)
+        return *found, *nothing[3:]
+
+
+def _empty_rows(hidden_ND: Tensor) -> Rows:
+    return Rows(*hidden_ND.new_empty(4, len(hidden_ND), dtype=accumulation(hidden_ND.dtype)))
+
+
+def scaled(effects: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]) -> Tensor:
+    """sum of grad[n] * effect[n] over the outputs that have an upstream gradient, [N, D]."""
+    total = None
+    for effect_ND, grad_N in zip(effects, grads):
+        if grad_N is not None:
+            part_ND = effect_ND * grad_N[:, None].to(accumulation(effect_ND.dtype))
+            total = part_ND if total is None else total + part_ND
+    return None if total is None else total.to(effects[0].dtype)
+
+
+def slab_gradients(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, wanted: Sequence[bool],
+    gradient: Callable, *, copies: int = 1, start: Callable | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of hidden states, weight and bias: slabs of the vocabulary outside, tokens inside.
+
+    wanted     which of the three
+    gradient   (logits of a slab, tokens, their targets within the slab, out, slab) writes these logits' gradient to out
+    copies     how many float32 logits of a slab are alive at a time
+    start      (total, slab) adds what a slab of the weight's gradient begins with
+    """
+    (N, D), V, dtype = hidden_ND.shape, len(weight_VD), accumulation(hidden_ND.dtype)
+    grad_hidden = torch.zeros(N, D, dtype=dtype, device=hidden_ND.device) if wanted[0] else None
+    grad_weight = torch.empty_like(weight_VD, memory_format=torch.contiguous_format) if wanted[1] else None
+    grad_bias = torch.zeros(V, dtype=dtype, device=hidden_ND.device) if wanted[2] else None
+    at_a_time = max(1, min(N, TOKENS))
+    per_logit = copies * dtype.itemsize + hidden_ND.dtype.itemsize
+    for slab in slabs(V, max(128, products.BUDGET // (at_a_time * per_logit) // 128 * 128)):
+        # float32 until the whole slab of dW is there, then rounded once
+        total_SD = torch.zeros(slab.stop - slab.start, D, dtype=dtype, device=hidden_ND.device) if wanted[1] else None
+        if start is not None and wanted[1]:
+            start(total_SD, slab)
+        for tokens in slabs(N, at_a_time):
+            logits_NS = head(hidden_ND[tokens], weight_VD[slab], None if bias_V is None else bias_V[slab])
+            # a target of another slab stands in no column of this one
+            elsewhere = (target_N[tokens] < slab.start) | (target_N[tokens] >= slab.stop)
+            local_N = (target_N[tokens] - slab.start).masked_fill(elsewhere, -1)
+            out_NS = torch.empty(logits_NS.shape, dtype=hidden_ND.dtype, device=hidden_ND.device)
+            gradient(logits_NS, tokens, local_N, out_NS, slab)
+            if wanted[0]:
+                add_product(grad_hidden[tokens], out_NS, weight_VD[slab])
+            if wanted[1]:
+                add_product(total_SD, out_NS.T, hidden_ND[tokens])
+            if wanted[2]:
+                grad_bias[slab] += out_NS.sum(0, dtype=dtype)
+        if wanted[1]:
+            grad_weight[slab] = total_SD
+    return (
+        None if grad_hidden is None else grad_hidden.to(hidden_ND.dtype),
+        grad_weight,
+        None if grad_bias is None else grad_bias.to(bias_V.dtype),
+    )
+
+
+# ---- public ----
+
+
+def linear_logprob(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    bias_V: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    entropy: bool = False,
+    top1: bool = False,
+    kept: int | None = None,
+) -> LinearLogprob:
+    """Log-probability of each token's target under a linear head, in nats.
+
+    hidden_ND     [N, D], any float dtype; the logits and all sums are float32, or float64 if given it
+    weight_VD     [V, D], of the same dtype; no gradient is computed for it where it wants none
+    target_N      [N], int64 in [0, V); IGNORE gives 0, no gradient, and costs nothing
+    bias_V        [V] or None
+    temperature, softcap, logit_scale   the softmax is over softcap * tanh(logit_scale * z / softcap) / temperature
+    entropy       also the entropy of each distribution; it too has a gradient
+    top1          also whether the target is the likeliest token
+    kept          how many targets are not IGNORE, where the caller knows: saves a synchronisation with the device
+    returns       LinearLogprob of [N] tensors
+
+    Under autocast, hidden states and head are taken in its dtype.
+    Raises ValueError where shapes, dtypes or scales do not fit.
+    """
+    check_head(hidden_ND, weight_VD, bias_V, target_N)
+    check_scales(temperature, softcap)
+    hidden_ND, weight_VD, bias_V = autocast(hidden_ND, weight_VD, bias_V)
+    index_K = kept_rows(target_N, kept)
+    found = _LinearLogprob.apply(
+        hidden_ND[index_K].contiguous(), weight_VD, bias_V, target_N[index_K],
+        Scales(temperature, softcap, logit_scale), entropy, top1,
+    )  # fmt: skip
+    logp, entropies, hits = (spread(value, index_K, len(target_N)) for value in found)
+    return LinearLogprob(logp, entropies if entropy else None, hits if top1 else None)
+
+
+def kept_rows(target_N: Tensor, kept: int | None) -> Tensor:
+    """[K] int64: the positions whose target is not IGNORE, in order."""
+    if kept is None:
+        return (target_N != IGNORE).nonzero().squeeze(-1)
+    # a stable sort puts them first without asking the device how many there are
+    return (target_N == IGNORE).byte().argsort(stable=True)[:kept]
+
+
+def spread(value_K: Tensor, index_K: Tensor, N: int) -> Tensor:
+    """[N]: the values at their positions, 0 elsewhere."""
+    return torch.zeros(N, dtype=value_K.dtype, device=value_K.device).index_put((index_K,), value_K)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in the dtype of autocast, where it is on for their device."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
+def check_head(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor) -> None:
+    shapes = f"hidden {[*hidden_ND.shape]}, weight {[*weight_VD.shape]}, target {[*target_N.shape]}"
+    if (
+        hidden_ND.ndim != 2
+        or weight_VD.ndim != 2
+        or hidden_ND.shape[1] != weight_VD.shape[1]
+        or target_N.shape != hidden_ND.shape[:1]
+    ):
+        raise ValueError(f"want hidden [N, D], weight [V, D] and target [N], got {shapes}")
+    if bias_V is not None and bias_V.shape != weight_VD.shape[:1]:
+        raise ValueError(f"want bias [V], got {[*bias_V.shape]} beside {shapes}")
+    if hidden_ND.dtype != weight_VD.dtype and not torch.is_autocast_enabled(hidden_ND.device.type):
+        raise ValueError(f"want hidden and weight of one dtype, got {hidden_ND.dtype} and {weight_VD.dtype}")

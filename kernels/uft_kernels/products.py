@@ -1,0 +1,55 @@
+"""Matrix products as the operations need them: float32 results whatever goes in, and few rows at a time.
+
+Logits rounded to bfloat16 move the margin of a 512-token pair by half a nat and more, so no product here rounds its
+result before it is used.  cuBLAS writes float32 from bfloat16 factors; on a CPU the factors are converted slab by slab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from uft_kernels.backend import accumulation
+
+BUDGET = 256 * 2**20  # bytes of logits that an operation may hold at a time
+CPU_SLAB = 8192  # rows of a low-precision factor that are converted at a time
+
+
+def product(a_NK: Tensor, b_KM: Tensor, out_NM: Tensor | None = None) -> Tensor:
+    """a @ b in float32 (float64 for float64)."""
+    dtype = accumulation(a_NK.dtype)
+    if a_NK.dtype == dtype:
+        return torch.mm(a_NK, b_KM, out=out_NM)
+    if a_NK.is_cuda:
+        if out_NM is None:
+            return torch.mm(a_NK, b_KM, out_dtype=dtype)
+        return torch.mm(a_NK, b_KM, out_dtype=dtype, out=out_NM)
+    if out_NM is None:
+        out_NM = torch.empty(len(a_NK), b_KM.shape[1], dtype=dtype, device=a_NK.device)
+    a_NK = a_NK.to(dtype)
+    for columns in slabs(b_KM.shape[1], CPU_SLAB):
+        torch.mm(a_NK, b_KM[:, columns].to(dtype), out=out_NM[:, columns])
+    return out_NM
+
+
+def add_product(total_NM: Tensor, a_NK: Tensor, b_KM: Tensor) -> None:
+    """total += a @ b, without rounding in between; total is float32 or float64."""
+    if a_NK.dtype == total_NM.dtype:
+        torch.addmm(total_NM, a_NK, b_KM, out=total_NM)
+    elif a_NK.is_cuda:
+        torch.addmm(total_NM, a_NK, b_KM, out_dtype=total_NM.dtype, out=total_NM)
+    else:
+        torch.addmm(total_NM, a_NK.to(total_NM.dtype), b_KM.to(total_NM.dtype), out=total_NM)
+
+
+def slabs(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+def rows_within(budget: int, V: int, dtype: torch.dtype, copies: float = 1.0) -> int:
+    """How many rows of V logits fit into the budget, `copies` times; a multiple of 64 where there is room for it."""
+    rows = max(1, int(budget / (V * accumulation(dtype).itemsize * copies)))
+    return rows // 64 * 64 if rows >= 64 else rows
