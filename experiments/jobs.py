@@ -33,10 +33,17 @@ class Job:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def code(self) -> str:
+        return code_fingerprint(folder_of(self.function))
+
+    @property
     def key(self) -> str:
-        code = code_fingerprint(Path(inspect.getfile(self.function)).parent)
-        content = json.dumps([self.function.__qualname__, self.arguments, code], sort_keys=True, default=str)
+        content = json.dumps([self.function.__qualname__, self.arguments, self.code], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+def folder_of(function: Callable) -> Path:
+    return Path(inspect.getfile(function)).parent
 
 
 @cache
@@ -70,7 +77,8 @@ def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str =
     if todo:
         # spawned, so that each worker sets its number of threads before torch starts them
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        folders = tuple({folder_of(job.function) for job in todo.values()})
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread, initargs=folders) as pool:
             running = {pool.submit(_timed, job.function, job.arguments): job for job in todo.values()}
             try:
                 while running:
@@ -78,7 +86,9 @@ def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str =
                     # what succeeded is kept before a failure is raised
                     for future in sorted(done, key=lambda future: future.exception() is not None):
                         job = running.pop(future)
-                        result, seconds = future.result()
+                        result, seconds, code = future.result()
+                        if code != job.code:
+                            raise RuntimeError("the code has changed while jobs were running; start again")
                         write_json(
                             cache / f"{job.key}.json", {**result, **about, "job": job.name, "job_seconds": seconds}
                         )
@@ -91,7 +101,9 @@ def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str =
     return [json.loads(path.read_text()) for path in paths]
 
 
-def _one_thread() -> None:
+def _one_thread(*folders: Path) -> None:
+    for folder in folders:  # what this process will import, before anybody edits it
+        code_fingerprint(folder)
     # two runs side by side with a thread each are faster than one after the other with two
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -105,9 +117,10 @@ def _one_thread() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _timed(function: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> tuple[dict[str, Any], float]:
+def _timed(function: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> tuple[dict[str, Any], float, str]:
     start = time.perf_counter()
-    return function(**arguments), round(time.perf_counter() - start, 2)
+    result = function(**arguments)
+    return result, round(time.perf_counter() - start, 2), code_fingerprint(folder_of(function))
 
 
 class _Progress:

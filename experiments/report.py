@@ -143,19 +143,19 @@ def lost_since_sft(
     records: Records, arms: Mapping[str, Any], abilities: Iterable[str] = tuple(ABILITIES)
 ) -> tuple[np.ndarray, list[str]]:
     """[arms, abilities]: what each arm has, less what its seed's supervised stage had; mean over seeds."""
-    shared = {
-        run["seed"]: run["stages"][0]["measures"]
-        for arm, runs in records.items()
-        if arms[arm].after_sft
-        for run in runs
-        if run["stages"][0]["stage"] == "sft"
-    }
+
+    def supervised(runs: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, float]]:
+        return {run["seed"]: run["stages"][0]["measures"] for run in runs if run["stages"][0]["stage"] == "sft"}
+
+    # the first sequential arm's stage stands for all; an arm that begins with another one is compared with its own
+    shared = next((supervised(runs) for arm, runs in records.items() if arms[arm].after_sft), {})
     rows, names = [], []
     for arm, runs in records.items():
+        before = supervised(runs) if arms[arm].after_sft else shared
         differences = [
-            [run["measures"][ability] - shared[run["seed"]][ability] for ability in abilities]
+            [run["measures"][ability] - before[run["seed"]][ability] for ability in abilities]
             for run in runs
-            if run["seed"] in shared
+            if run["seed"] in before
         ]
         if differences:
             rows.append(np.mean(differences, axis=0))
@@ -273,9 +273,10 @@ def _search_text(chosen: Mapping[str, Mapping[str, Any]], labels: Mapping[str, s
     for variant, found in chosen.items():
         rows = [
             [labels.get(arm, SHARED), f"{s['learning_rate']:g}", f"{s.get('beta', '–')}", f"{s.get('score', 0):.3f}",
-             str(s.get("trials", "–")), "yes" if s.get("inside") else "no"]
+             str(s.get("trials", "–")), *("–" if s.get(k) is None else "yes" if s[k] else "no"
+                                          for k in ("inside", "beta_inside"))]
             for arm, s in found.items()
         ]  # fmt: skip
-        header = ["arm", "learning rate", "beta", "score", "trials", "inside its grid"]
+        header = ["arm", "learning rate", "beta", "score", "trials", "rate inside its grid", "beta inside its grid"]
         text += [f"Preferences: {variant}", "", markdown_table(header, rows), ""]
     return text

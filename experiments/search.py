@@ -26,7 +26,7 @@ def score(measures: Mapping[str, float]) -> float:
 
 
 def best_trial(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The setting whose mean score over seeds is highest, and whether its learning rate lies inside the grid.
+    """The setting whose mean score over seeds is highest, and whether its learning rate and beta lie inside the grid.
 
     Each trial has `settings` (learning_rate, perhaps beta), `seed` and `score`.
     """
@@ -35,12 +35,16 @@ def best_trial(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         s: float(np.mean([t["score"] for t in trials if tuple(sorted(t["settings"].items())) == s])) for s in settings
     }
     best = max(means, key=means.get)
-    rates = sorted({dict(s)["learning_rate"] for s in settings})
-    rate = dict(best)["learning_rate"]
+
+    def inside(name: str) -> bool | None:
+        tried = sorted({dict(s)[name] for s in settings if name in dict(s)})
+        return tried[0] < dict(best)[name] < tried[-1] if tried else None
+
     return {
         **dict(best),
         "score": means[best],
-        "inside": rates[0] < rate < rates[-1],
+        "inside": inside("learning_rate"),
+        "beta_inside": inside("beta"),
         "trials": len(settings),
         "grid": [{**dict(s), "score": mean} for s, mean in means.items()],
     }

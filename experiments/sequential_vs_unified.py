@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.jobs import Job, run_jobs
+from experiments.lab.data import VARIANTS as LAB_VARIANTS
 from experiments.lab.training import LabStage, Plan, Scale, run_plan
 from experiments.lab.world import VALIDATION
 from experiments.report import write_report
@@ -78,12 +79,12 @@ def likelihood_only(learning_rate: float, beta: None, equal: str) -> LabStage:
 
 
 REPLAY = 0.25  # share of the demonstrations that the second stage draws again
-# Eight trials for every arm: four learning rates and two betas, or eight learning rates where there is no beta.
+# Twelve trials for every arm: four learning rates and three betas, or twelve learning rates where there is no beta.
 FROM_BASE = (1e-4, 2e-4, 4e-4, 8e-4)
 AFTER_SFT = (1e-5, 3e-5, 1e-4, 3e-4)
 AFTER_SFT_HIGHER = (3e-5, 1e-4, 3e-4, 1e-3)
-TRIALS = 8
-BETAS, NOISY_BETAS = (0.1, 0.5), (0.03, 0.1)
+TRIALS = 12
+BETAS, NOISY_BETAS = (0.1, 0.5, 2.0), (0.01, 0.03, 0.1)
 SEARCH_SEEDS = (5,)  # of a base model of its own, which no table reports
 VARIANTS = ("hedged_pairs", "noisy_pairs")  # the first is what `make compare` shows
 
@@ -102,8 +103,8 @@ ARMS: dict[str, Arm] = {
         True,
         noisy=(AFTER_SFT_HIGHER, NOISY_BETAS),
     ),
-    "sft_kto": Arm("SFT → KTO", preference_stage("kto"), AFTER_SFT, (0.5, 1.5), True),
-    "sft_una": Arm("SFT → UNA", preference_stage("una"), AFTER_SFT_HIGHER, (0.1, 0.3), True),
+    "sft_kto": Arm("SFT → KTO", preference_stage("kto"), AFTER_SFT, (0.5, 1.5, 5.0), True),
+    "sft_una": Arm("SFT → UNA", preference_stage("una"), AFTER_SFT_HIGHER, (0.1, 0.3, 1.0), True),
     "unified_dpo_nll": Arm(
         "unified DPO + NLL",
         preference_stage("dpo_nll", 1.0),
@@ -117,9 +118,9 @@ ARMS: dict[str, Arm] = {
         "unified UFT (Wang et al.)",
         preference_stage("uft", 1.0),
         (4e-4, 8e-4, 1.6e-3, 3.2e-3),
-        (0.01, 0.03),
+        (0.01, 0.03, 0.1),
         family="unified",
-        noisy=((2e-4, 4e-4, 8e-4, 1.6e-3), (0.003, 0.01)),
+        noisy=((2e-4, 4e-4, 8e-4, 1.6e-3), (0.001, 0.003, 0.01)),
     ),
 }
 
@@ -157,10 +158,10 @@ def search_settings(
 
 
 def grid(arm: Arm, variant: str) -> list[dict[str, float]]:
-    """TRIALS settings: learning rates times betas, or learning rates twice as fine where there is no beta."""
+    """TRIALS settings: learning rates times betas, or finer learning rates where there is no beta."""
     rates, betas = arm.noisy if arm.noisy and variant.startswith("noisy") else (arm.rates, arm.betas)
     if betas == (None,):
-        step = (rates[1] / rates[0]) ** 0.5
+        step = (rates[-1] / rates[0]) ** (1 / (TRIALS - 3))  # two more lie above the last
         return [{"learning_rate": float(f"{rates[0] * step**k:.2g}")} for k in range(TRIALS)]
     settings = [{"learning_rate": rate, "beta": beta} for rate, beta in product(rates, betas)]
     assert len(settings) == TRIALS
@@ -207,12 +208,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--search", action="store_true", help="only the search; writes search.json to the results")
     parser.add_argument("--results", action="store_true", help="also copy what is written into experiments/results")
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--variants", nargs="+")
+    parser.add_argument("--variants", nargs="+", choices=tuple(LAB_VARIANTS))
     parser.add_argument("--tables", nargs="+", choices=("flops", "examples"))
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     arguments = parser.parse_args(words)
+    if arguments.quick and (arguments.search or arguments.full or arguments.results):
+        parser.error("--quick is a toy: it does not go with --search, --full or --results, which keep what they find")
     start = time.monotonic()
 
     scale = TOY if arguments.quick else NORMAL
@@ -231,8 +234,10 @@ def main(words: Sequence[str] | None = None) -> int:
             return 0
     else:
         chosen = json.loads(SEARCH.read_text())
+        if missing := [variant for variant in variants if variant not in chosen]:
+            parser.error(f"no settings were searched for {', '.join(missing)}; first: --search --variants ...")
     found = compare(names, variants, scale, seeds, chosen, runner(cache, arguments.workers), tables)
-    settings = {"description": describe(scale, seeds), "scale": vars(scale), "seeds": seeds, "arms": names}
+    settings = {"description": describe(scale, seeds, chosen), "scale": vars(scale), "seeds": seeds, "arms": names}
     print(write_report(arguments.output, found, ARMS, chosen, settings))
     if arguments.results or arguments.full:
         for path in (p for p in arguments.output.iterdir() if p.suffix in (".md", ".json", ".png")):
@@ -241,14 +246,23 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def describe(scale: Scale, seeds: Sequence[int]) -> str:
+def describe(scale: Scale, seeds: Sequence[int], chosen: dict[str, Any]) -> str:
+    edges = [
+        f"{name} {arm} ({variant})"
+        for variant, arms in chosen.items()
+        for arm, found in arms.items()
+        for name, inside in (("learning rate of", found["inside"]), ("beta of", found.get("beta_inside")))
+        if inside is False
+    ]
+    trials = " or ".join(map(str, sorted({found["trials"] for arms in chosen.values() for found in arms.values()})))
+    at_edge = f"At the edge of its grid: {', '.join(edges)}." if edges else "Every choice lies inside its grid."
     return (
         f"The lab's world; {len(seeds)} seeds. The sequential design draws {scale.sft_draws:,} demonstrations (of "
         f"{scale.demonstrations:,}) and then {scale.preference_draws:,} preferences (of {scale.preferences:,}); what "
         "that costs with DPO is the compute of every arm in the first table. The arms that begin with a supervised "
-        f"stage share it, per seed. Each arm's last stage had {TRIALS} trials on seed {SEARCH_SEEDS[0]}, the shared "
-        "supervised stage another eight; grids were moved until every choice lay inside its grid, so an arm whose "
-        "first grid was wrong has had more.\n\n"
+        f"stage share it, per seed. Each arm's last stage had {trials} trials on seed {SEARCH_SEEDS[0]}, the shared "
+        f"supervised stage as many of its own. {at_edge} Grids were moved where a choice lay at an edge, so an arm "
+        "whose first grid was wrong has had more trials than are shown.\n\n"
         "The search has a base model of its own and is scored on other prompts and other facts than those reported; "
         "no string of either was ever in a training row. Intervals are not corrected for the number of comparisons."
     )

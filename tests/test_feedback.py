@@ -100,6 +100,17 @@ def test_mismatched_skips_answers_to_the_same_prompt_and_fits():
     assert mismatched(rows, kinds=("pair",)) == rows
 
 
+def test_mismatched_takes_both_sides_of_a_pair_and_keeps_the_bos():
+    def pair(i, *prompt):
+        sides = (Response(array(20 + i, 2), target=1.0), Response(array(30 + i, 31, 2), target=0.0))
+        return Example("pair", array(*prompt), sides, ((0, 1),), row=i)
+
+    mixed = mismatched([pair(0, 1, 4, 5, 6), pair(1, 1, 7, 8, 9)], max_length=6, bos=1)
+    extra = [response for response in mixed[1].responses if response.mismatched]
+    assert [response.tokens.tolist() for response in extra] == [[20, 2], [30, 31, 2]]
+    assert extra[0].prompt is None and extra[1].prompt.tolist() == [1, 8, 9]
+
+
 def test_cached_reference_is_looked_up_by_source_and_row():
     collate = Collator(0, ("p", "d"), reference_logps={("p", 3): [-1.0, -2.0]}, reference_kinds=frozenset(["pair"]))
     found = collate([DEMONSTRATION, PAIR]).reference_logp

@@ -128,6 +128,19 @@ def test_killed_at_twenty_random_moments(uninterrupted, tmp_path):
 KTO = {"sft": {"loss": "nll"}, "kto": {"loss": "kto", "on": "pairs+labels"}}
 CACHED = {"sft": {"loss": "nll"}, "dpo": {"loss": "dpo"}, "una": {"loss": "una_mse", "on": "labels"}}
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+
+
+def test_a_stage_begun_anew_draws_the_same_adapter(tmp_path):
+    """A kill before the second stage's first checkpoint: its adapter is drawn again, by the seed."""
+    for folder in ("whole", "again"):
+        (tmp_path / folder).mkdir()
+    train_stages(str(tmp_path / "whole"), False, "merge")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again", dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "again" / "dpo")
+    train_stages(str(tmp_path / "again"), True, "merge")
+    assert_same_end(tmp_path / "again", tmp_path / "whole")
+
+
 OTHER_WAYS = {
     "an adapter, which switched off is the reference": (train, {"objective": KTO, "lora": True}),
     "a cached reference": (train, {"objective": CACHED, "reference": "cached"}),

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from mixed import KINDS, dataset, model, parameters, trainer
+from mixed import KINDS, Tokenizer, dataset, model, parameters, trainer
 from peft import LoraConfig
 from transformers import TrainerCallback
 
+from uft.config import UnifiedConfig
 from uft.feedback import Collator, mismatched
 from uft.models import AdapterReference, FrozenReference, adapter_is_identity, make_reference, merged, score
 from uft.trainer import UnifiedTrainer
@@ -330,8 +331,69 @@ def test_evaluation_passes_once_over_data_for_bco(monkeypatch):
     assert sum(m is run.model for m in passes) == 2  # the eight labels, four at a time
 
 
+def test_the_seed_decides_fresh_weights_and_adapters(tmp_path):
+    def args(seed):
+        return UnifiedConfig(output_dir=str(tmp_path), use_cpu=True, seed=seed)
+
+    def drawn(seed, **options):
+        torch.manual_seed(int(torch.randint(1000, (1,))))  # whatever was drawn before
+        run = UnifiedTrainer(
+            options.pop("model", None) or model().config, "sft", args(seed),
+            dataset(("demonstrations",)), processing_class=Tokenizer(), **options,
+        )  # fmt: skip
+        return torch.cat([p.flatten() for name, p in run.model.named_parameters() if "lora_A" in name or not options])
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    adapter = [drawn(seed, model=model(), peft_config=LORA) for seed in (1, 1, 2)]
+    assert torch.equal(adapter[0], adapter[1]) and not torch.equal(adapter[0], adapter[2])
+
+
+def test_terms_without_data_are_told():
+    run = trainer("dpo_nll", dataset(("pairs",)))
+    assert run.idle_terms == ["sft"] == run.record()["idle_terms"]
+    assert trainer("dpo_nll", dataset(("pairs", "demonstrations"))).idle_terms == []
+
+
+def test_a_reference_of_another_size_costs_what_it_costs():
+    big, small = (
+        trainer("dpo", dataset(("pairs",)), reference_model=model(seed=1, num_hidden_layers=layers)).meter.of_examples(
+            dataset(("pairs",))
+        )
+        for layers in (8, 2)
+    )
+    assert big.flops > 1.5 * small.flops
+
+
+def test_peak_memory_is_that_of_the_run():
+    before = trainer("sft", dataset(("demonstrations",)))
+    before.train()
+    spent = torch.ones(100_000_000)
+    del spent
+    after = trainer("sft", dataset(("demonstrations",)))
+    after.train()
+    peaks = [run.record()["compute"]["peak_memory_bytes"] for run in (before, after)]
+    assert abs(peaks[1] - peaks[0]) < 200_000_000
+
+
+def test_cpo_reports_its_own_reward():
+    run = trainer("cpo", dataset(("pairs",)), eval_dataset=dataset(("pairs",)))
+    batch = Collator(0, sources=("pairs",))(dataset(("pairs",))[:])
+    with torch.no_grad():
+        scored = score(model(), batch)
+    better, worse = batch.preferences.unbind(-1)
+    margin = 0.1 * (scored.logp[better] - scored.logp[worse]).mean()
+    assert run.evaluate()["eval_rewards/margins"] == pytest.approx(margin.item(), rel=1e-4)
+
+
+def test_what_cannot_be_evaluated_is_refused():
+    run = trainer("sft", dataset(("demonstrations",)))
+    with pytest.raises(ValueError, match="found list to evaluate on"):
+        run.evaluate([{"prompt": "a", "completion": "b"}])
+
+
 def test_arguments_that_would_be_ignored_are_refused():
     for option, message in (
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha is 5.0"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is 'group_by_length'"),
     ):

@@ -58,6 +58,7 @@ def _recipe(words: Sequence[str]) -> dict:
 
 
 def _train_once(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    from uft.checkpoint import last_checkpoint
     from uft.trainer import UnifiedTrainer
 
     trainer = UnifiedTrainer(
@@ -70,7 +71,11 @@ def _train_once(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     )
     for report in trainer.reports.values():
         print(report)
-    trainer.train(resume_from_checkpoint=plan.resume or plan.args.resume_from_checkpoint)
+    # with `resume: true` the first start and every later one are the same command
+    newest = last_checkpoint(plan.args.output_dir) if plan.resume else None
+    if plan.resume and newest is None:
+        print(f"no whole checkpoint in {plan.args.output_dir}: starting from the beginning")
+    trainer.train(resume_from_checkpoint=newest or plan.args.resume_from_checkpoint)
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     trainer.write_record()

@@ -85,11 +85,15 @@ class Tally:
 class Meter:
     """Counts what a gradient step over some responses costs under an objective.
 
-    `reference_runs` is False where the reference's log-probabilities are cached or none are needed.
+    `reference_runs` is False where the reference's log-probabilities are cached or none are needed; `reference` is
+    the model that runs, where it is another than the policy.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, reference_runs: bool):
+    def __init__(
+        self, model: nn.Module, objective: Objective, reference_runs: bool, reference: nn.Module | None = None
+    ):
         self.cost = Cost.of(model)
+        self.reference_cost = self.cost if reference is None else Cost.of(reference)
         self.objective = objective
         self.with_reference = [k in objective.kinds_with_reference for k in KINDS]
         self.reference_runs = reference_runs
@@ -111,7 +115,8 @@ class Meter:
         reference = self.reference_runs * (silent + (with_reference & ~mismatched))
         forward, backward = self.cost.forward(length), self.cost.backward(length)
         gradient = (~mismatched).astype(np.int64)
-        flops = (silent + gradient + reference) * forward + gradient * backward
+        flops = (silent + gradient) * forward + gradient * backward
+        flops = flops + reference * self.reference_cost.forward(length)
         return Tally(
             tokens=int((gradient * length).sum()),
             response_tokens=int((gradient * counted).sum()),

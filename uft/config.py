@@ -71,6 +71,11 @@ class UnifiedConfig(TrainingArguments):
                 f"label_smoothing_factor is {self.label_smoothing_factor}; want 0: smoothing is an option of a term's "
                 "loss (for example preference: {loss: cdpo, label_smoothing: 0.1})"
             )
+        if self.neftune_noise_alpha:
+            raise ValueError(
+                f"neftune_noise_alpha is {self.neftune_noise_alpha}; want none: with noise in the policy's embeddings "
+                "alone, rewards would not start at 0"
+            )
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy is {self.train_sampling_strategy!r}; want random: the mixture of sources "

@@ -12,6 +12,7 @@ Every kind of example that people collect is read into this one form:
 
 so K responses to one prompt, rankings and rollouts need a new reader and no new batch.
 `target` is how good the response is said to be; terms that do not ask for it ignore it.
+A column `weight` (>= 0, any kind) multiplies the losses of the row; denominators stay counts.
 Nothing here knows of models, losses or trainers.
 """
 
@@ -89,14 +90,16 @@ class Example:
 
 
 def mismatched(
-    examples: Sequence[Example], max_length: int | None = None, kinds: Collection[str] = ROWS["responses"]
-) -> list[Example]:
-    """Each example of these kinds with a response to another prompt behind its own prompt.
+    examples: Sequence[Example], max_length: int | None = None, kinds: Collection[str] = ROWS["responses"],
+    bos: int | None = None,
+) -> list[Example]:  # fmt: skip
+    """Each example of these kinds with responses to another prompt behind its own prompt.
 
-    KTO's KL estimate needs (x, y') with y' written for another prompt ([KTO] arXiv:2402.01306, Sec. 4.1).  It is the
-    first response of the nearest example before it that has another prompt, so it is fixed by the data set, not by
-    the micro-batch, and the loss does not depend on the batch layout.  The prompt is cut from the left where both do
-    not fit into `max_length`.  Examples of other kinds come back unchanged.
+    KTO's KL estimate needs (x, y') with y' written for another prompt ([KTO] arXiv:2402.01306, Sec. 4.1).  These are
+    the responses of the nearest example before it that has another prompt, so they are fixed by the data set, not by
+    the micro-batch, and the loss does not depend on the batch layout.  Both sides of a pair are taken: the chosen
+    ones alone, which training makes likelier, would raise the estimate.  The prompt is cut from the left, behind its
+    `bos`, where both do not fit into `max_length`.  Examples of other kinds come back unchanged.
 
     Raises ValueError where all prompts are the same.
     """
@@ -107,13 +110,24 @@ def mismatched(
         partner = next((e for e in others if not np.array_equal(e.prompt, examples[i].prompt)), None)
         if partner is None:
             raise ValueError(f"source {examples[i].source!r}: KTO's KL needs answers to at least two different prompts")
-        extra = Response(partner.responses[0].tokens, partner.responses[0].in_loss, mismatched=True)
         own = examples[i]
-        if max_length is not None and len(own.prompt) + len(extra.tokens) > max_length:
-            # responses fit with a token of context to spare, see uft.data.template
-            extra = replace(extra, prompt=own.prompt[len(own.prompt) + len(extra.tokens) - max_length :])
-        result[i] = replace(own, responses=(*own.responses, extra))
+        extra = tuple(
+            Response(each.tokens, each.in_loss, mismatched=True, prompt=_fitting(own.prompt, each, max_length, bos))
+            for each in partner.responses
+        )
+        result[i] = replace(own, responses=(*own.responses, *extra))
     return result
+
+
+def _fitting(prompt: np.ndarray, response: Response, max_length: int | None, bos: int | None) -> np.ndarray | None:
+    """The end of the prompt, behind its BOS, that fits before the response; None where all of it does."""
+    if max_length is None or len(prompt) + len(response.tokens) <= max_length:
+        return None
+    # responses fit with a token of context to spare, see uft.data.template
+    room = max_length - len(response.tokens)
+    if bos is None or prompt[0] != bos:
+        return prompt[len(prompt) - room :]
+    return np.concatenate([prompt[:1], prompt[len(prompt) - room + 1 :]])
 
 
 class Batch(dict):

@@ -117,8 +117,8 @@ class _Preference(Term):
     def __post_init__(self):
         super().__post_init__()
         _check_options(self.name, self.function, self.options)
-        if not self.beta > 0:
-            raise ValueError(f"beta of term {self.name!r} is {self.beta}; want a number > 0")
+        if not isinstance(self.beta, (int, float)) or not self.beta > 0:
+            raise ValueError(f"beta of term {self.name!r} is {self.beta!r}; want a number > 0")
 
     @property
     def needs_reference(self) -> bool:
@@ -157,8 +157,9 @@ class Pairwise(_Preference):
     def metrics(self, scored: Scored) -> Sums:
         better, worse = self._pairs(scored.batch).unbind(-1)
         reward = self._reward(scored)
-        if reward is None:  # SimPO's and ORPO's reward is the mean log-probability
-            reward = self.beta * scored.logp / scored.length.clamp(min=1)
+        if reward is None:  # SimPO's and ORPO's reward is the mean log-probability, CPO's the sum
+            per_token = "chosen_length" in _parameters(self.function)
+            reward = self.beta * (scored.logp / scored.length.clamp(min=1) if per_token else scored.logp)
         margin = reward[better] - reward[worse]
         n = torch.tensor(float(len(better)), device=margin.device)
         # a tie (policy equal to reference) is half right

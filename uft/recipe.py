@@ -304,6 +304,8 @@ def _stage(value: Any, position: int, train: Mapping[str, Any]) -> Stage:
         _known(key, tuple(f.name for f in dataclasses.fields(Budget)), f"{where}.budget: ")
         if not isinstance(amount, (int, float)):
             raise RecipeError(f"{where}.budget: {key} is {amount!r}; want a number")
+    if budget and (both := {"max_steps", "num_train_epochs"} & set(value)):
+        raise RecipeError(f"{where}: budget and {both.pop()} both say how long; want one of them")
     converted = parse_config(value, f"{where}: ") if value else None
     try:
         own["budget"] = Budget(**budget)

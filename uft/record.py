@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -47,6 +48,7 @@ def run_record(trainer: Any, counters: Mapping[str, float]) -> dict[str, Any]:
         },
         "seed": trainer.args.seed,
         "steps": trainer.state.global_step,
+        "idle_terms": trainer.idle_terms,
         "compute": {**counters, "peak_memory_bytes": peak_memory_bytes()},
         "metrics": trainer.state.log_history,
         **environment(),
@@ -110,10 +112,22 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def reset_peak_memory() -> None:
+    """Peaks count from here on: a process may train one model after another."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then that of the process
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes() -> int:
-    """Peak memory of this process: on the GPU where there is one, resident otherwise."""
+    """Peak memory since `reset_peak_memory`: on the GPU where there is one, resident otherwise."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

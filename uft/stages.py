@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from transformers import set_seed
 
 from uft.checkpoint import last_checkpoint
 from uft.config import UnifiedConfig
@@ -139,6 +140,7 @@ def run_stages(
 
     Returns the model after the last stage and one record per stage; they are also written to `run.json`.
     """
+    set_seed(args.seed)
     policy = load_policy(
         model, dtype=args.dtype, attn_implementation=args.attn_implementation, trust_remote_code=args.trust_remote_code
     )

@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from uft.checkpoint import WholeCheckpoints, last_checkpoint
 from uft.compute import Meter
@@ -33,11 +34,13 @@ from uft.feedback import Batch, Collator, mismatched
 from uft.loading import prepared_policy, reference_for, tokenizer_of
 from uft.metrics import RunState, by_source
 from uft.model_card import TAGS, write_model_card
-from uft.models import Reference, Scored, score
+from uft.models import FrozenReference, Reference, Scored, score
 from uft.objective import Objective, Sums
 from uft.presets import make_objective
-from uft.record import run_record, write_json
+from uft.record import reset_peak_memory, run_record, write_json
 from uft.reference_cache import ReferenceCache
+
+logger = logging.get_logger(__name__)
 
 # what transformers.Trainer takes and this trainer would silently leave unused
 MEANINGLESS = {
@@ -102,10 +105,14 @@ class UnifiedTrainer(WholeCheckpoints):
         self.reports: dict[str, Any] = {}
         train_dataset = self._feedback(train_dataset, processing_class, args, "train")
         if isinstance(eval_dataset, Mapping) and all(isinstance(d, FeedbackDataset) for d in eval_dataset.values()):
-            eval_dataset = {name: self._checked(data, args.max_length) for name, data in eval_dataset.items()}
+            eval_dataset = {
+                name: self._checked(data, args.max_length, processing_class.bos_token_id)
+                for name, data in eval_dataset.items()
+            }
         else:
             eval_dataset = self._feedback(eval_dataset, processing_class, args, "eval")
 
+        set_seed(args.seed)  # fresh weights and adapters are the seed's, whatever was drawn before
         policy = prepared_policy(model, args, peft_config)
         self._totals: dict[str, float] = {}
         self.reference = reference_for(policy, reference, self.objective, args)
@@ -130,7 +137,8 @@ class UnifiedTrainer(WholeCheckpoints):
         if self.reference is not None and isinstance(getattr(self.reference, "model", None), nn.Module):
             self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
         cached = self.objective.needs_reference and self.reference is None
-        self.meter = Meter(policy, self.objective, self.objective.needs_reference and not cached)
+        frozen = self.reference.model if isinstance(self.reference, FrozenReference) else None
+        self.meter = Meter(policy, self.objective, self.objective.needs_reference and not cached, frozen)
         self.reference_cache = ReferenceCache(self, wanted=cached)
         self._clock = time.perf_counter()
 
@@ -143,9 +151,22 @@ class UnifiedTrainer(WholeCheckpoints):
             data, self.reports[split] = load_feedback(
                 data, tokenizer, max_length=args.max_length, on_bad_row=args.on_bad_row
             )
-        return self._checked(data, args.max_length)
+        if split == "train":
+            self.idle_terms = self._idle_terms(data)
+        return self._checked(data, args.max_length, tokenizer.bos_token_id)
 
-    def _checked(self, data: FeedbackDataset, max_length: int) -> FeedbackDataset:
+    def _idle_terms(self, data: FeedbackDataset) -> list[str]:
+        """Terms that no row of the data concerns: the objective is then another one than its name says."""
+        present = set().union(*data.kinds().values())
+        idle = [term for term in self.objective.terms if not Objective((term,)).kinds & present]
+        for term in idle:
+            logger.warning(
+                f"term {term.name!r} of objective {self.objective.name!r} is on {term.on}, of which there is no row in "
+                "the training data: it has no effect"
+            )
+        return [term.name for term in idle]
+
+    def _checked(self, data: FeedbackDataset, max_length: int, bos: int | None) -> FeedbackDataset:
         """Refuses rows that no term would use, and adds the mismatched responses where a term asks for them."""
         for name, kinds in data.kinds().items():
             unused = kinds - self.objective.kinds
@@ -156,7 +177,7 @@ class UnifiedTrainer(WholeCheckpoints):
                     f"objective {self.objective.name!r} uses; it uses {used}"
                 )
         kinds = self.objective.kinds_with_mismatched
-        return data.mapped(lambda examples: mismatched(examples, max_length, kinds)) if kinds else data
+        return data.mapped(lambda examples: mismatched(examples, max_length, kinds, bos)) if kinds else data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         data = train_dataset or self.train_dataset
@@ -168,10 +189,11 @@ class UnifiedTrainer(WholeCheckpoints):
     def get_eval_dataloader(self, eval_dataset: Any = None):
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         data = self.eval_dataset[data] if isinstance(data, str) else data
+        if not isinstance(data, FeedbackDataset):
+            raise ValueError(f"found {type(data).__name__} to evaluate on; want a FeedbackDataset (uft.load_feedback)")
         self.reference_cache.prepare()
         kept = self.data_collator
-        if isinstance(data, FeedbackDataset):
-            self.data_collator = self.reference_cache.collator(data, training=False)
+        self.data_collator = self.reference_cache.collator(data, training=False)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -186,6 +208,7 @@ class UnifiedTrainer(WholeCheckpoints):
         if resume_from_checkpoint and (output := self.load_finished(resume_from_checkpoint)):
             return output
         self._clock = time.perf_counter()
+        reset_peak_memory()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.run_state.count(seconds=self._elapsed())
         self.write_record()

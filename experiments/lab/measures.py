@@ -228,10 +228,15 @@ def _pair_accuracy(model: PreTrainedModel, reference_model: PreTrainedModel, bat
     better, worse = batch.preferences.T
     reward = policy_logp - reference_logp  # β > 0 changes no order
     accuracy = {
-        "accuracy_logp": (policy_logp[better] > policy_logp[worse]).float().mean().item(),
-        "accuracy_reward": (reward[better] > reward[worse]).float().mean().item(),
+        "accuracy_logp": _share_higher(policy_logp[better], policy_logp[worse]),
+        "accuracy_reward": _share_higher(reward[better], reward[worse]),
     }
     return accuracy, policy_logp[better].mean().item(), policy_logp[worse].mean().item()
+
+
+def _share_higher(a: Tensor, b: Tensor) -> float:
+    """A tie, such as of the rewards of an untrained policy, is half right."""
+    return ((a > b).float() + 0.5 * (a == b).float()).mean().item()
 
 
 def _by_coverage(name: str, tasks: Sequence[Task], values: Sequence[bool]) -> dict[str, float]:

@@ -133,11 +133,14 @@ def _train(plan: Plan, stage: LabStage, model, base, spent: float, part: str, cu
         model, stage.objective, lab_data(plan, stage), lab_tokenizer(), budget, learning_rate=stage.learning_rate,
         batch_size=scale.batch_size, seed=plan.seed, reference=reference, callbacks=[curve],
     )  # fmt: skip
+    told = runs.told(trainer)
+    told["compute"]["seconds"] -= curve.seconds
     return trainer.model, {
         "stage": stage.name,
         "learning_rate": stage.learning_rate,
-        **runs.told(trainer),
+        **told,
         "wall_seconds": time.perf_counter() - start,
+        "measuring_seconds": curve.seconds,
         "curve": curve.points,
         "measures": _measure(trainer.model, base, reference, plan, part),
     }
@@ -149,15 +152,18 @@ class _Curve(TrainerCallback):
     def __init__(self, plan: Plan, base, reference, part: str, points: int):
         self.plan, self.base, self.reference, self.part, self.wanted = plan, base, reference, part, points
         self.points: list[dict[str, Any]] = []
+        self.seconds = 0.0  # spent here, not in training
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.steps = {round(state.max_steps * k / self.wanted) for k in range(1, self.wanted)} if self.wanted else set()
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step in self.steps:
+            start = time.perf_counter()
             few = max(4, self.plan.scale.per_operator // 8)
             found = _measure(model, self.base, self.reference, self.plan, self.part, per_operator=few)
             self.points.append({"step": state.global_step, "of": state.max_steps, **found})
+            self.seconds += time.perf_counter() - start
 
 
 def _measure(model, base, reference, plan: Plan, part: str, per_operator: int | None = None) -> dict[str, float]:

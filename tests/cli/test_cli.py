@@ -81,7 +81,7 @@ def test_evaluation(workplace):
 def test_resume(workplace):
     """A run stopped after 2 of 4 steps and resumed is the run that was not stopped."""
     saving = ["--save_strategy", "steps", "--save_steps", 2, "--max_steps", 4, "--lr_scheduler_type", "constant"]
-    assert train(*saving, "--output_dir", "whole") == 0
+    assert train(*saving, "--output_dir", "whole", "--resume") == 0  # the first start is the same command
     shutil.copytree("whole/checkpoint-2", "out/checkpoint-2")
     assert train(*saving, "--resume") == 0
     assert torch.equal(

@@ -107,7 +107,6 @@ WRONG = {  # what is done, and what the line must say
     "term that is no mapping": (["--objective", "{sft: nll}"], {}, ["objective.sft is 'nll'", "{loss: dpo"]),
     "weight of a term of wrong type": (["--objective.sft_weight", "null"], {}, ["weight of term 'sft' is None"]),
     "dtype": (["--dtype", "flot32"], {}, ["dtype is 'flot32'", "float32"]),
-    "no checkpoint": (["--resume"], {}, ["no whole checkpoint", "out"]),
     "resume of wrong type": (["--resume", "maybe"], {}, ["resume is 'maybe'"]),
 }  # fmt: skip
 

@@ -136,6 +136,13 @@ def test_a_prompt_that_all_strings_repeat_is_taken_off():
     reading = read_text(Source("s", data=rows))
     assert [example.responses for example in reading.examples] == [(" yes", " no")] * 3
     assert "taken off the front" in reading.notes[0]
+    # rows that are refused for an empty or missing answer say nothing about it
+    broken = read_text(Source("s", data=[*rows, {"prompt": "q", "chosen": "q yes", "rejected": ""}]))
+    assert [example.responses for example in list(broken.examples)[:3]] == [(" yes", " no")] * 3
+    # where most do, and not all, it is left and said
+    most = read_text(Source("s", data=[*rows, {"prompt": "q", "chosen": "yes", "rejected": "no"}]))
+    assert next(iter(most.examples)).responses == ("q0? yes", "q0? no")
+    assert "3 of the first 4 rows repeat their prompt" in most.notes[0]
     # but not where one row does so by chance
     by_chance = [
         {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi!"},

@@ -23,10 +23,13 @@ def test_every_arm_gets_the_same_number_of_different_trials(arm, variant):
 def test_the_committed_search_holds_every_arm_and_all_its_trials():
     found = chosen()
     assert VARIANTS[0] in found
+    assert set(VARIANTS) <= set(found)
     for arms in found.values():
+        assert len({settings["trials"] for settings in arms.values()}) == 1  # as many for every arm
+        assert all(settings["inside"] for settings in arms.values())
         assert set(arms) == {SFT_STAGE, *(name for name, arm in ARMS.items() if arm.last is not None)}
         for settings in arms.values():
-            assert settings["trials"] == TRIALS == len(settings["grid"])
+            assert settings["trials"] == len(settings["grid"])
             assert settings["score"] == max(trial["score"] for trial in settings["grid"])
 
 
@@ -66,6 +69,26 @@ def test_the_committed_results_had_equal_compute():
     for variant in summary["tables"][title].values():
         flops = [run["flops"] for arm in variant.values() for run in arm["compute"] if run]
         assert (max(flops) - min(flops)) / np.mean(flops) < 0.02
+
+
+def test_the_world_is_what_it_should_be():
+    """Supervised training teaches the skills; imitating chosen answers stays below the best policy, whose alignment is
+    1, in two forms of preferences; every learning rate was chosen inside its grid (above)."""
+    tables = json.loads((RESULTS / "summary.json").read_text())["tables"]
+    [title] = [title for title in tables if "FLOPs" in title]
+    found = tables[title]
+    assert set(VARIANTS) <= set(found)
+    for variant in VARIANTS:
+        assert found[variant]["sft"]["measures"]["skill"]["mean"] >= 0.95
+        assert found[variant]["sft_chosen"]["measures"]["alignment"]["mean"] <= 0.9
+
+
+@pytest.mark.parametrize("words", [["--quick", "--search"], ["--quick", "--results"], ["--variants", "labels"]])
+def test_what_would_overwrite_or_lacks_settings_is_refused(words, tmp_path):
+    before = (RESULTS / "search.json").read_bytes()
+    with pytest.raises(SystemExit):
+        main([*words, "--output", str(tmp_path)])
+    assert (RESULTS / "search.json").read_bytes() == before
 
 
 def test_quick_comparison_end_to_end(tmp_path, capsys):

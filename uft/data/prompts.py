@@ -14,9 +14,16 @@ def repeats_prompt(values: Mapping[str, Any]) -> bool:
     return bool(strings and prompt and chosen.startswith(prompt) and rejected.startswith(prompt))
 
 
-def all_repeat_prompt(head: list[Row]) -> bool:
-    """Whether strings repeat the prompt.  One row alone may by chance ("Hi" answered by "Hi there"), so all must."""
-    return all(repeats_prompt(row.values) for row in head if row.problem is None)
+def repeating(head: list[Row]) -> tuple[int, int]:
+    """How many rows repeat their prompt in both answers, and how many could.  A row with an empty or missing text,
+    which is refused later, says nothing."""
+
+    def says_something(values: Mapping[str, Any]) -> bool:
+        texts = [values.get(name) for name in ("prompt", "chosen", "rejected")]
+        return all(isinstance(text, str) and text.strip() for text in texts)
+
+    whole = [row.values for row in head if says_something(row.values)]
+    return sum(map(repeats_prompt, whole)), len(whole)
 
 
 def without_prompt(values: dict[str, Any]) -> dict[str, Any]:

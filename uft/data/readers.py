@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
-from uft.data.prompts import all_repeat_prompt, implicit_prompt, without_prompt
+from uft.data.prompts import implicit_prompt, repeating, without_prompt
 from uft.data.rows import BadRow, DataError, Messages, Row, shown
 from uft.data.sources import Source, open_table
 
@@ -206,9 +206,13 @@ def read_text(source: Source) -> Reading:
         notes.append("score is the mean of " + ", ".join(f"{name} × {w:g}" for name, w in source.score.items()))
     if kind == "pair" and "prompt" not in columns:
         notes.append("prompts are what chosen and rejected have in common")
-    repeated = kind == "pair" and all_repeat_prompt(table.head)
+    # one row alone may repeat its prompt by chance ("Hi" answered by "Hi there"), so all must
+    some, whole = repeating(table.head) if kind == "pair" else (0, 0)
+    repeated = 0 < some == whole
     if repeated:
         notes.append("prompts were taken off the front of chosen and rejected, which repeat them")
+    elif some > whole / 2:
+        notes.append(f"{some} of the first {whole} rows repeat their prompt in both answers, not all: left as it is")
 
     def read(row: Row) -> TextExample | BadRow:
         if row.problem is not None:

@@ -35,6 +35,8 @@ from uft.typing import Float, Tensor
 
 def smoothed_nll(margin: Float[Tensor, " pairs"], label_smoothing: float) -> Float[Tensor, " pairs"]:
     """−(1 − ε) log σ(m) − ε log σ(−m): cross-entropy of a label that is wrong with probability ε, in nats."""
+    if not 0 <= label_smoothing <= 0.5:
+        raise ValueError(f"label_smoothing is {label_smoothing}; want 0 <= label_smoothing <= 0.5")
     return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
 
 
