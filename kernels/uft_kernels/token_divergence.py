@@ -176,10 +176,10 @@ def _forward_kernel(
     shift = log_s - log_t  # exactly 0 for equal rows
     if WITH_TARGET:
         at = tl.load(target_ptr + n) + tl.zeros([1], tl.int64)
-        z = load_logits(policy_ptr, at, V, inverse_temperature, softcap, CAPPED)
-        w = load_logits(reference_ptr, at, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
-        tl.store(out_ptr + n, tl.sum(z - m, 0) - log_s)
-        tl.store(out_ptr + N + n, tl.sum(w - k, 0) - log_t)
+        z_at = load_logits(policy_ptr, at, V, inverse_temperature, softcap, CAPPED)
+        w_at = load_logits(reference_ptr, at, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
+        tl.store(out_ptr + n, tl.sum(z_at - m, 0) - log_s)
+        tl.store(out_ptr + N + n, tl.sum(w_at - k, 0) - log_t)
     tl.store(out_ptr + 2 * N + n, m)
     tl.store(out_ptr + 3 * N + n, log_s)
     tl.store(out_ptr + 4 * N + n, k)
