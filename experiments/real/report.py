@@ -202,7 +202,7 @@ def _rows(report: Mapping[str, Any]) -> list[str]:
 def _figures(folder: Path, records: Records, trained: Records, arms, labels: Mapping[str, str]) -> list[str]:
     points = {
         arm: list(zip(by_seed(runs, "alignment").values(), by_seed(runs, "retention").values()))
-        for arm, runs in records.items()
+        for arm, runs in trained.items()  # the base would squeeze the others together
     }
     families = {name: arm.family for name, arm in arms.items()}
     figures.retention_against_alignment(
