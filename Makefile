@@ -38,7 +38,7 @@ real-small: $(VENV)/.installed
 	$(BIN)/python -m experiments.real_small $(if $(DATA),--data $(DATA))
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(VENV)/.installed-dev
 	@set -o pipefail; $(BIN)/python -m pytest -m slow -v 2>&1 | tee /dev/stderr | grep -E "PASSED|FAILED|ERROR|SKIPPED|passed|failed" > tests/slow_record.txt

@@ -109,7 +109,7 @@ def test_examples_take_the_name_of_their_source():
 def test_mapped():
     pairs = [Example("pair", e.prompt, e.responses * 2, ((0, 1),), row=i) for i, e in enumerate(map(example, range(3)))]
     data = FeedbackDataset({"a": pairs, "b": [example(0)]}, {"a": 2.0}).mapped(mismatched)
-    assert [len(e.responses) for e in data] == [3, 3, 3, 1]
+    assert [len(e.responses) for e in data] == [4, 4, 4, 1]
     assert data.weights == [2.0, 1.0]
 
 
