@@ -211,6 +211,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", nargs="+", choices=tuple(LAB_VARIANTS))
     parser.add_argument("--tables", nargs="+", choices=("flops", "examples"))
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS))
+    parser.add_argument(
+        "--sft_stage", type=float, help="learning rate of the shared supervised stage, not the searched"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     arguments = parser.parse_args(words)
@@ -236,6 +239,8 @@ def main(words: Sequence[str] | None = None) -> int:
         chosen = json.loads(SEARCH.read_text())
         if missing := [variant for variant in variants if variant not in chosen]:
             parser.error(f"no settings were searched for {', '.join(missing)}; first: --search --variants ...")
+    for variant in variants if arguments.sft_stage else ():
+        chosen[variant][SFT_STAGE] |= {"learning_rate": arguments.sft_stage, "inside": None}
     found = compare(names, variants, scale, seeds, chosen, runner(cache, arguments.workers), tables)
     settings = {"description": describe(scale, seeds, chosen), "scale": vars(scale), "seeds": seeds, "arms": names}
     print(write_report(arguments.output, found, ARMS, chosen, settings))
