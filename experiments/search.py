@@ -30,10 +30,11 @@ def best_trial(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Each trial has `settings` (learning_rate, perhaps beta), `seed` and `score`.
     """
-    settings = sorted({tuple(sorted(trial["settings"].items())) for trial in trials})
-    means = {
-        s: float(np.mean([t["score"] for t in trials if tuple(sorted(t["settings"].items())) == s])) for s in settings
-    }
+    scores: dict[tuple, list[float]] = {}
+    for trial in sorted(trials, key=lambda trial: trial["seed"]):
+        scores.setdefault(tuple(sorted(trial["settings"].items())), []).append(trial["score"])
+    settings = sorted(scores)
+    means = {s: float(np.mean(scores[s])) for s in settings}
     best = max(means, key=means.get)
 
     def inside(name: str) -> bool | None:
@@ -46,5 +47,6 @@ def best_trial(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "inside": inside("learning_rate"),
         "beta_inside": inside("beta"),
         "trials": len(settings),
-        "grid": [{**dict(s), "score": mean} for s, mean in means.items()],
+        "seeds": sorted({trial["seed"] for trial in trials}),
+        "grid": [{**dict(s), "score": means[s], "scores": scores[s]} for s in settings],
     }

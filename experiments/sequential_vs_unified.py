@@ -21,11 +21,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs import Job, run_jobs
+from experiments.jobs import Job, code_fingerprint, folder_of, run_jobs
 from experiments.lab.data import VARIANTS as LAB_VARIANTS
 from experiments.lab.training import LabStage, Plan, Scale, run_plan
 from experiments.lab.world import VALIDATION
@@ -85,7 +86,9 @@ AFTER_SFT = (1e-5, 3e-5, 1e-4, 3e-4)
 AFTER_SFT_HIGHER = (3e-5, 1e-4, 3e-4, 1e-3)
 TRIALS = 12
 BETAS, NOISY_BETAS = (0.1, 0.5, 2.0), (0.01, 0.03, 0.1)
-SEARCH_SEEDS = (5,)  # of a base model of its own, which no table reports
+# The search has base models of its own, which no table reports. Five arms hang on the rate of the supervised stage that
+# they share, so it is chosen on three.
+SEARCH_SEEDS, SFT_STAGE_SEEDS = (5,), (5, 6, 7)
 VARIANTS = ("hedged_pairs", "noisy_pairs")  # the first is what `make compare` shows
 
 ARMS: dict[str, Arm] = {
@@ -136,9 +139,7 @@ def plan_of(arm: str, seed: int, variant: str, scale: Scale, equal: str, chosen:
     return Plan(tuple(stages), seed, variant, scale)
 
 
-def search_settings(
-    names: Sequence[str], variant: str, scale: Scale, seeds: Sequence[int], run: Runner
-) -> dict[str, Any]:
+def search_settings(names: Sequence[str], variant: str, scale: Scale, run: Runner) -> dict[str, Any]:
     """The same number of trials for every arm; the shared supervised stage first, for others begin with it."""
     chosen: dict[str, Any] = {}
 
@@ -152,8 +153,10 @@ def search_settings(
         return (retention if name == SFT_STAGE else score)(record["measures"])
 
     trained = [name for name in names if ARMS[name].last is not None]
-    for group in ({SFT_STAGE: grid(ARMS["sft"], variant)}, {name: grid(ARMS[name], variant) for name in trained}):
-        chosen |= search(group, seeds, trial, judge, run, f"search {variant}")
+    first = {SFT_STAGE: grid(ARMS["sft"], variant)}
+    chosen |= search(first, SFT_STAGE_SEEDS, trial, judge, run, "search the supervised stage")
+    rest = {name: grid(ARMS[name], variant) for name in trained}
+    chosen |= search(rest, SEARCH_SEEDS, trial, judge, run, f"search {variant}")
     return chosen
 
 
@@ -230,15 +233,18 @@ def main(words: Sequence[str] | None = None) -> int:
 
     if arguments.search or arguments.full:
         trials = runner(cache, arguments.workers, part=VALIDATION, curves=False)
-        chosen = {variant: search_settings(list(ARMS), variant, scale, SEARCH_SEEDS, trials) for variant in variants}
+        chosen = {variant: search_settings(list(ARMS), variant, scale, trials) for variant in variants}
         known = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
-        write_json(SEARCH, known | chosen)
+        made = {"code": code_fingerprint(folder_of(run_plan)), "scale": vars(scale), "date": f"{date.today()}"}
+        about = known.pop("made", {}) | dict.fromkeys(variants, made)
+        write_json(SEARCH, known | chosen | {"made": about})
         if arguments.search:
             return 0
     else:
-        chosen = json.loads(SEARCH.read_text())
-        if missing := [variant for variant in variants if variant not in chosen]:
+        known = json.loads(SEARCH.read_text())
+        if missing := [variant for variant in variants if variant not in known]:
             parser.error(f"no settings were searched for {', '.join(missing)}; first: --search --variants ...")
+        chosen = {variant: known[variant] for variant in variants}
     for variant in variants if arguments.sft_stage else ():
         chosen[variant][SFT_STAGE] |= {"learning_rate": arguments.sft_stage, "inside": None}
     found = compare(names, variants, scale, seeds, chosen, runner(cache, arguments.workers), tables)
@@ -266,9 +272,10 @@ def describe(scale: Scale, seeds: Sequence[int], chosen: dict[str, Any]) -> str:
         f"{scale.demonstrations:,}) and then {scale.preference_draws:,} preferences (of {scale.preferences:,}); what "
         "that costs with DPO is the compute of every arm in the first table. The arms that begin with a supervised "
         f"stage share it, per seed. Each arm's last stage had {trials} trials on seed {SEARCH_SEEDS[0]}, the shared "
-        f"supervised stage as many of its own. {at_edge} Grids were moved where a choice lay at an edge, so an arm "
+        f"supervised stage as many of its own on each of the seeds {', '.join(map(str, SFT_STAGE_SEEDS))}, whose mean "
+        f"decided. {at_edge} Grids were moved where a choice lay at an edge, so an arm "
         "whose first grid was wrong has had more trials than are shown.\n\n"
-        "The search has a base model of its own and is scored on other prompts and other facts than those reported; "
+        "The search has base models of its own and is scored on other prompts and other facts than those reported; "
         "no string of either was ever in a training row. Intervals are not corrected for the number of comparisons."
     )
 

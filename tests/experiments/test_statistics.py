@@ -57,7 +57,8 @@ def test_best_trial_averages_over_seeds_and_knows_the_edge():
     ]
     found = best_trial(trials)
     assert found["learning_rate"] == 2 and found["score"] == pytest.approx(0.6) and found["inside"]
-    assert found["trials"] == 3
+    assert found["trials"] == 3 and found["seeds"] == [0, 1]
+    assert found["grid"][0]["scores"] == [0.9, 0.1]
     assert not best_trial(trials[:4])["inside"]
 
 
