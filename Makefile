@@ -2,6 +2,7 @@
 #   make compare        sequential against unified in the lab: three seeds, a figure and a table, minutes
 #   make test           the test suite
 #   make real-small     the same question on real text and feedback; the files' folder as DATA=...
+#   make bench-kernels  heads against every peer and the bare products, on a GPU or at the CPU's shapes
 # Others: compare-full, compare-quick, test-slow, test-oldest, lint, format, clean
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 SHELL := /bin/bash
 
-.PHONY: compare compare-full compare-quick real-small test test-slow test-oldest lint format setup clean
+.PHONY: compare compare-full compare-quick real-small bench-kernels test test-slow test-oldest lint format setup clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -36,6 +37,9 @@ compare-quick: $(VENV)/.installed
 
 real-small: $(VENV)/.installed
 	$(BIN)/python -m experiments.real_small $(if $(DATA),--data $(DATA))
+
+bench-kernels: $(VENV)/.installed-dev
+	$(BIN)/python kernels/bench/heads.py
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

@@ -1,6 +1,7 @@
 """What every test shares."""
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -12,6 +13,14 @@ if not torch.cuda.is_available():
 
 # Shapes and dtypes in annotations are enforced here; 2 counts as a float, as PEP 484 has it.
 install_import_hook("uft.losses", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files_go_away(tmp_path_factory):
+    """What tests put into temporary folders goes where pytest cleans up."""
+    tempfile.tempdir = str(tmp_path_factory.mktemp("temporary"))
+    yield
+    tempfile.tempdir = None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,9 +3,12 @@
 Model FLOPs, counted on real tokens (padding is waste of the layout, not cost of the method):
 
     forward(n tokens) = 2 W n + 4 L d n^2      W linear weights, head included; L layers, d = heads * head size
+                                               a fused head runs on the tokens that count, another on all
     backward          = forward for the gradients of activations + 2 W_trained n + 4 L d n^2 for those of weights
                         and of the attention products                     PaLM arXiv:2204.02311, App. B, without the 1/2
                                                                           for causality, as SDPA and FlopCounter count
+
+What is computed a second time to save memory (checkpointed layers, logits of a fused head) is not counted.
 """
 
 from __future__ import annotations
@@ -17,27 +20,35 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from uft.feedback import KINDS, Batch, Example
+from uft.feedback import KINDS, Batch, Example, Response
+from uft.head import has_fused_head
 from uft.models import REFERENCE_ADAPTER
 from uft.objective import Objective
 
 logger = logging.getLogger(__name__)
 
+Count = np.ndarray | int
 # conv1d: GPT-2's linear layers
 _LINEAR = ("Linear", "Conv1D")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of running one model, per sequence of n tokens.  Units: floating-point operations."""
+    """Cost of running one model, per sequence of n tokens of which the head sees `scored`, by default all.
 
-    linear_weights: int
+    Units: floating-point operations.
+    """
+
+    linear_weights: int  # without the head's
     trained_weights: int
     attention: int  # 4 L d
+    head_weights: int = 0
+    trained_head: int = 0
 
     @classmethod
     def of(cls, model: nn.Module) -> Cost:
-        config = model.config
+        config, head = model.config, model.get_output_embeddings()
+        of_head = {id(p) for p in head.parameters()} if head is not None else set()
         # by identity: an adapter's layer shows its base layer's weight as its own
         weights = {
             id(module.weight): module.weight
@@ -56,15 +67,23 @@ class Cost:
                 "FLOPs of %s are undercounted: only linear layers and attention are known, %d of %d weights",
                 type(model).__name__, linear, others,
             )  # fmt: skip
+        body, ends = [w for w in weights if id(w) not in of_head], [w for w in weights if id(w) in of_head]
         return cls(
-            linear, sum(w.numel() for w in weights if w.requires_grad), 4 * config.num_hidden_layers * heads * head_size
+            linear_weights=sum(w.numel() for w in body),
+            trained_weights=sum(w.numel() for w in body if w.requires_grad),
+            attention=4 * config.num_hidden_layers * heads * head_size,
+            head_weights=sum(w.numel() for w in ends),
+            trained_head=sum(w.numel() for w in ends if w.requires_grad),
         )
 
-    def forward(self, n: np.ndarray | int) -> np.ndarray | int:
-        return 2 * self.linear_weights * n + self.attention * n * n
+    def forward(self, n: Count, scored: Count | None = None) -> Count:
+        scored = n if scored is None else scored
+        return 2 * self.linear_weights * n + self.attention * n * n + 2 * self.head_weights * scored
 
-    def backward(self, n: np.ndarray | int) -> np.ndarray | int:
-        return self.forward(n) + 2 * self.trained_weights * n + self.attention * n * n
+    def backward(self, n: Count, scored: Count | None = None) -> Count:
+        scored = n if scored is None else scored
+        of_weights = 2 * self.trained_weights * n + 2 * self.trained_head * scored
+        return self.forward(n, scored) + of_weights + self.attention * n * n
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,7 @@ class Meter:
         self, model: nn.Module, objective: Objective, reference_runs: bool, reference: nn.Module | None = None
     ):
         self.cost = Cost.of(model)
+        self.fused = has_fused_head(model)
         self.reference_cost = self.cost if reference is None else Cost.of(reference)
         self.objective = objective
         self.with_reference = [k in objective.kinds_with_reference for k in KINDS]
@@ -113,10 +133,11 @@ class Meter:
         # passes without gradient: one for a mismatched response, one per statistic over ordinary rows
         silent = np.where(mismatched, 1, self.extra_passes * with_reference)
         reference = self.reference_runs * (silent + (with_reference & ~mismatched))
-        forward, backward = self.cost.forward(length), self.cost.backward(length)
+        scored = counted if self.fused else length
+        forward, backward = self.cost.forward(length, scored), self.cost.backward(length, scored)
         gradient = (~mismatched).astype(np.int64)
         flops = (silent + gradient) * forward + gradient * backward
-        flops = flops + reference * self.reference_cost.forward(length)
+        flops = flops + reference * self.reference_cost.forward(length, scored)
         return Tally(
             tokens=int((gradient * length).sum()),
             response_tokens=int((gradient * counted).sum()),
@@ -134,8 +155,7 @@ class Meter:
         rows = [
             (
                 KINDS.index("mismatched" if r.mismatched else e.kind),
-                len(e.prompt if r.prompt is None else r.prompt) + len(r.tokens),
-                len(r.tokens) if r.in_loss is None else int(r.in_loss.sum()),
+                *_lengths(e, r),
                 self.objective.uses(
                     e.kind,
                     any(k == better for better, _ in e.preferences),
@@ -146,3 +166,15 @@ class Meter:
             for k, r in enumerate(e.responses)
         ]
         return self.of(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)
+
+    def of_reference(self, responses: Iterable[tuple[Example, Response]]) -> int:
+        """FLOPs of one pass of the reference over some responses."""
+        length, counted = np.array([_lengths(e, r) for e, r in responses], dtype=np.int64).reshape(-1, 2).T
+        return int(self.reference_cost.forward(length, counted if self.fused else length).sum())
+
+
+def _lengths(example: Example, response: Response) -> tuple[int, int]:
+    """Tokens of prompt and response, and those that count in a loss."""
+    prompt = example.prompt if response.prompt is None else response.prompt
+    counted = len(response.tokens) if response.in_loss is None else int(response.in_loss.sum())
+    return len(prompt) + len(response.tokens), counted

@@ -33,6 +33,13 @@ class UnifiedConfig(TrainingArguments):
     reference_cache: str | None = field(
         default=None, metadata={"help": "Folder for cached reference log-probabilities; default output_dir."}
     )
+    fused_head: bool = field(
+        default=True,
+        metadata={
+            "help": "Log-probabilities straight from hidden states, so that whole logits never exist. Models whose "
+            "head is no linear layer give logits, with a warning."
+        },
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout to 0."})
     padding_side: str = field(default="right", metadata={"help": "right or left."})
     pad_to_multiple_of: int = field(default=1, metadata={"help": "Pad batches to a multiple of this length."})

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from uft_kernels import token_divergence, token_logprob
 
 from uft.feedback import Batch
+from uft.head import HeadOutput, HeadState, Wanted, has_fused_head, is_peft, unwrapped
 
 REFERENCE_ADAPTER = "reference"
 REFERENCE_MODES = ("auto", "frozen", "adapter", "cached", "none")
@@ -72,11 +73,14 @@ class Scored:
 
 def response_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits at the positions that predict a counted token: [N, V], N = batch.shifted.sum()."""
+    return _run(model, batch).logits[:, -batch.shifted.shape[1] - 1 : -1][batch.shifted]
+
+
+def _run(model: nn.Module, batch: Batch, **more: Any) -> Any:
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if not bool(batch.attention_mask[:, 0].all()):  # left padding: absolute positions must not count it
         inputs["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
-    logits = model(**inputs, use_cache=False).logits
-    return logits[:, :-1][batch.shifted]
+    return model(**inputs, use_cache=False, **more)
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:
@@ -90,6 +94,7 @@ def score(
     *,
     reference_rows: Tensor | None = None,
     divergence: bool = False,
+    differentiable: tuple[str, ...] = ("kl", "reverse_kl"),
 ) -> Scored:
     """The policy's log-probabilities of a batch, and the reference's where one is given or cached in the batch.
 
@@ -97,33 +102,67 @@ def score(
                      pass.  They also run apart from those through the policy, so that both models see the same rows
                      in the same layout and agree to the bit while they are equal.
     divergence       also the exact per-token KL to the reference, which needs the reference model itself
+    differentiable   the divergences that want a gradient, each of which costs a frozen head a matrix product
+
+    A model whose head is fused (`uft.head.fuse_head`) never forms the logits of its tokens.
     """
     if divergence and reference is None:
         raise ValueError("the KL to the reference needs a reference model; cached log-probabilities do not hold it")
     needing = torch.ones_like(batch.kind, dtype=torch.bool) if reference_rows is None else reference_rows
     groups = [(rows, asked) for rows, asked in ((needing, reference), (~needing, None)) if rows.any()]
     if len(groups) == 1:
-        return _score(model, batch, groups[0][1], divergence and groups[0][1] is not None)
-    parts = [_score(model, batch.select(rows), asked, divergence and asked is not None) for rows, asked in groups]
-    return _joined(batch, [rows for rows, _ in groups], parts)
+        parts = [(groups[0][1], batch)]
+    else:
+        parts = [(asked, batch.select(rows)) for rows, asked in groups]
+    scored = [_score(model, part, asked, differentiable if divergence and asked else None) for asked, part in parts]
+    if len(groups) == 1:
+        return scored[0]
+    return _joined(batch, [rows for rows, _ in groups], scored)
 
 
-def _score(model: nn.Module, batch: Batch, reference: Reference | None, divergence: bool) -> Scored:
-    mask = batch.shifted
-    target = batch.input_ids[:, 1:][mask]
-    logits = response_logits(model, batch)
-    token_logp = _scatter(token_logprob(logits, target), mask)
-
-    reference_logp, divergences = batch.get("reference_logp"), {}
-    if reference is not None and (reference_logp is None or divergence):
+def _score(
+    model: nn.Module, batch: Batch, reference: Reference | None, differentiable: tuple[str, ...] | None
+) -> Scored:
+    """differentiable   None where no divergence is wanted"""
+    mask, known, theirs = batch.shifted, batch.get("reference_logp"), None
+    if reference is not None and (known is None or differentiable is not None):
         with torch.no_grad(), reference.applied(model) as reference_model:
-            reference_logits = response_logits(reference_model, batch)
-        if reference_logp is None:
-            reference_logp = _scatter(token_logprob(reference_logits, target), mask).sum(-1)
-        if divergence:
-            found = token_divergence(logits, reference_logits)
-            divergences = {name: _scatter(getattr(found, name), mask) for name in ("kl", "reverse_kl", "entropy")}
-    return Scored(batch, token_logp, token_logp.sum(-1), mask.sum(-1).float(), reference_logp, **divergences)
+            if differentiable is None:
+                theirs = token_logps(reference_model, batch).logp
+            elif has_fused_head(model) and has_fused_head(reference_model):
+                theirs = _run(reference_model, batch, score=Wanted(mask, _targets(batch), state=True)).state
+            else:
+                theirs = response_logits(reference_model, batch)
+    found = token_logps(model, batch, None if differentiable is None else theirs, differentiable or ())
+    if known is None and theirs is not None:
+        known = _scatter(theirs if differentiable is None else found.reference_logp, mask).sum(-1)
+    token_logp = _scatter(found.logp, mask)
+    divergences = {
+        name: _scatter(found[name], mask) for name in ("kl", "reverse_kl", "entropy") if found.get(name) is not None
+    }
+    return Scored(batch, token_logp, token_logp.sum(-1), mask.sum(-1).float(), known, **divergences)
+
+
+def token_logps(
+    model: nn.Module, batch: Batch, reference: HeadState | Tensor | None = None, differentiable: tuple[str, ...] = ()
+) -> HeadOutput:
+    """Log-probabilities of the counted tokens, [N] each, and their divergence from a reference: the state of its fused
+    head, or its logits [N, V]."""
+    target = _targets(batch)
+    if has_fused_head(model) and not isinstance(reference, Tensor):
+        return _run(model, batch, score=Wanted(batch.shifted, target, reference, differentiable))
+    logits = response_logits(model, batch)
+    found = HeadOutput(logp=token_logprob(logits, target))
+    if reference is not None:
+        divergence = token_divergence(logits, reference)
+        found["reference_logp"] = token_logprob(reference, target)
+        for name in ("kl", "reverse_kl", "entropy"):
+            found[name] = getattr(divergence, name)
+    return found
+
+
+def _targets(batch: Batch) -> Tensor:
+    return batch.input_ids[:, 1:][batch.shifted]
 
 
 def _joined(batch: Batch, parts: list[Tensor], scored: list[Scored]) -> Scored:
@@ -241,17 +280,6 @@ def make_reference(policy: nn.Module, mode: str = "auto") -> Reference | None:
     if mode == "adapter" or (mode == "auto" and is_peft(policy)):
         return AdapterReference.of(policy)
     return FrozenReference.of(policy)
-
-
-def is_peft(model: nn.Module) -> bool:
-    return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and the like."""
-    while not is_peft(model) and hasattr(model, "module"):
-        model = model.module
-    return model
 
 
 def adapter_is_identity(policy: nn.Module) -> bool:

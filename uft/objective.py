@@ -254,13 +254,17 @@ class Divergence(Term):
         if self.direction not in ("policy_reference", "reference_policy"):
             raise ValueError(f"direction is {self.direction!r}; want policy_reference or reference_policy")
 
+    @property
+    def divergence(self) -> str:
+        """The field of `Scored` that this is a mean of."""
+        return "kl" if self.direction == "policy_reference" else "reverse_kl"
+
     def count(self, batch: Batch) -> Tensor:
         return batch.shifted[batch.rows(self.on)].sum()
 
     def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Tensor:
         rows = scored.batch.rows(self.on)
-        divergence = scored.kl if self.direction == "policy_reference" else scored.reverse_kl
-        return (scored.batch.weight[rows, None] * divergence[rows]).sum()
+        return (scored.batch.weight[rows, None] * getattr(scored, self.divergence)[rows]).sum()
 
     def metrics(self, scored: Scored) -> Sums:
         rows = scored.batch.rows(self.on)
@@ -288,6 +292,11 @@ class Objective:
     @cached_property
     def needs_divergence(self) -> bool:
         return any(term.needs_divergence for term in self.terms)
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        """The divergences that some term is made of."""
+        return tuple({term.divergence: None for term in self.terms if term.needs_divergence})
 
     @cached_property
     def kinds_with_mismatched(self) -> frozenset[str]:

@@ -187,13 +187,8 @@ class ReferenceCache:
         if not self.wanted:
             return 0, 0
         kinds = self.trainer.objective.kinds_with_reference
-        lengths = [
-            len(e.prompt if r.prompt is None else r.prompt) + len(r.tokens)
-            for e in data
-            if e.kind in kinds
-            for r in e.responses
-        ]
-        return len(lengths), int(sum(self.trainer.meter.cost.forward(n) for n in lengths))
+        responses = [(e, r) for e in data if e.kind in kinds for r in e.responses]
+        return len(responses), self.trainer.meter.of_reference(responses)
 
 
 def _planned_batches(data: Any, size: int, sampler: Any) -> Iterator[list[Example]]:

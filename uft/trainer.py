@@ -282,6 +282,7 @@ class UnifiedTrainer(WholeCheckpoints):
             self.reference,
             reference_rows=self.objective.reference_rows(main),
             divergence=self.objective.needs_divergence,
+            differentiable=self.objective.differentiable,
         )
 
     @torch.no_grad()

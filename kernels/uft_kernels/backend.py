@@ -19,6 +19,8 @@ try:
 except ImportError:  # macOS, Windows
     triton = tl = None
 
+CACHED = 2**18  # entries
+
 _chosen: ContextVar[str | None] = ContextVar("form", default=None)
 
 
@@ -47,6 +49,14 @@ def uses_triton(tensor: Tensor) -> bool:
         return False
     chosen = _chosen.get()
     return chosen == "triton" if chosen else tensor.is_cuda
+
+
+def row_blocks(rows_NV: Tensor) -> Iterator[slice]:
+    """Slices of rows that the PyTorch form passes over several times: on a CPU few enough to stay in its cache."""
+    N, V = rows_NV.shape
+    step = max(1, CACHED // max(V, 1)) if rows_NV.device.type == "cpu" else max(N, 1)
+    for start in range(0, N, step):
+        yield slice(start, min(start + step, N))
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

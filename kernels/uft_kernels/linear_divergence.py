@@ -8,6 +8,7 @@ divergence.  No N x V tensor is held; formulas and gradients with respect to log
     nothing wants a gradient           2
     the head is frozen               2 + k        0        k outputs that want a gradient: a row d output / dh each
     the head is trained                2          4        both logits again, dW, dh; slabs of the vocabulary outside
+    ... and the logits are few         2          2        dW, dh; both logits were kept (`products.KEEP`)
 
 The reference gets no gradient.  It may have another hidden size, and it may share the policy's head, as it does where
 an adapter is switched off.
@@ -31,11 +32,12 @@ from uft_kernels.linear_logprob import (
     head,
     kept_rows,
     logits_reference,
+    room_for_logits,
     scaled,
     slab_gradients,
     spread,
 )
-from uft_kernels.products import product, rows_within, slabs
+from uft_kernels.products import chunks, fits, product
 from uft_kernels.token_divergence import (
     Pair,
     Scales,
@@ -93,9 +95,9 @@ class Head(NamedTuple):
     bias_V: Tensor | None
     scale: float = 1.0
 
-    def logits(self, tokens: slice, slab: slice = slice(None)) -> Tensor:
+    def logits(self, tokens: slice, slab: slice = slice(None), out: Tensor | None = None) -> Tensor:
         bias_V = None if self.bias_V is None else self.bias_V[slab]
-        logits_NV = head(self.hidden_ND[tokens], self.weight_VD[slab], bias_V)
+        logits_NV = head(self.hidden_ND[tokens], self.weight_VD[slab], bias_V, out)
         return logits_NV if self.scale == 1.0 else logits_NV.mul_(self.scale)
 
 
@@ -111,9 +113,12 @@ class _LinearDivergence(torch.autograd.Function):
         policy, N, V = Head(hidden_ND, weight_VD, bias_V, logit_scale), len(hidden_ND), len(weight_VD)
         pair = Pair(*hidden_ND.new_zeros(len(Pair._fields), N, dtype=accumulation(hidden_ND.dtype)))
         effects = [torch.empty_like(hidden_ND) for _ in wanted] if ctx.frozen else []
-        # two rows of logits, and in the frozen form a third for the gradient
-        for part in slabs(N, rows_within(products.BUDGET, V, hidden_ND.dtype, 3 if ctx.frozen else 2)):
-            z_NV, w_NV = policy.logits(part), reference.logits(part)
+        ctx.kept = any(wants_head) and fits(2 * N, V, hidden_ND.dtype, products.KEEP)
+        kept = [room_for_logits(hidden_ND, V) for _ in range(2)] if ctx.kept else []
+        for part in chunks(N, V, hidden_ND.dtype):
+            z_NV, w_NV = (
+                side.logits(part, out=kept[k][part] if kept else None) for k, side in enumerate((policy, reference))
+            )
             found = forward_pair(z_NV, w_NV, target_N[part], scales)
             for whole, value in zip(pair, found):
                 whole[part] = value
@@ -127,7 +132,7 @@ class _LinearDivergence(torch.autograd.Function):
         if ctx.frozen:
             ctx.save_for_backward(*effects)
         else:
-            ctx.save_for_backward(hidden_ND, weight_VD, bias_V, *reference[:3], target_N, *pair)
+            ctx.save_for_backward(hidden_ND, weight_VD, bias_V, *reference[:3], target_N, *pair, *kept)
         outputs = (pair.logp, pair.kl, pair.reverse_kl, pair.entropy, pair.js, pair.reference_logp)
         unwanted = [value for name, value in zip(OUTPUTS, outputs) if ctx.frozen and name not in wanted]
         ctx.mark_non_differentiable(pair.reference_logp, *unwanted)
@@ -143,13 +148,14 @@ class _LinearDivergence(torch.autograd.Function):
             of_wanted = tuple(grads[OUTPUTS.index(name)] for name in ctx.wanted)
             return scaled(ctx.saved_tensors, of_wanted), *nothing[1:]
         hidden_ND, weight_VD, bias_V, *reference, target_N = ctx.saved_tensors[:7]
-        pair, reference = Pair(*ctx.saved_tensors[7:]), Head(*reference, ctx.reference_scale)
+        sides = Head(hidden_ND, weight_VD, bias_V, ctx.scale), Head(*reference, ctx.reference_scale)
+        pair, kept = Pair(*ctx.saved_tensors[7 : 7 + len(Pair._fields)]), ctx.saved_tensors[7 + len(Pair._fields) :]
 
-        def gradient(z_NS, tokens, local_N, out_NS, slab):
+        def gradient(tokens, slab, local_N, out_NS):
             here = Pair(*(value[tokens] for value in pair))
             of_here = [None if grad is None else grad[tokens] for grad in grads]
-            z_NS = z_NS if ctx.scale == 1.0 else z_NS.mul_(ctx.scale)
-            backward_pair(z_NS, reference.logits(tokens, slab), local_N, here, of_here, ctx.scales, out_NS)
+            logits = [k[tokens, slab] for k in kept] or [side.logits(tokens, slab) for side in sides]
+            backward_pair(*logits, local_N, here, of_here, ctx.scales, out_NS)
             return out_NS if ctx.scale == 1.0 else out_NS.mul_(ctx.scale)
 
         wanted = ctx.needs_input_grad[:3]

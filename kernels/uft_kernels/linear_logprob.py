@@ -10,6 +10,7 @@ Products of 2NVD flops each:
     nothing wants a gradient           1
     the head is frozen                 2           0         dl/dh is a row U[n]; whatever arrives only scales it
     the head is trained                1           3         logits again, dW, dh; slabs of the vocabulary outside
+    ... and the logits are few         1           2         dW, dh; the logits were kept (`products.KEEP`)
 
 The frozen form needs one product less than recomputing, and none in the backward; with the entropy one more, for its
 row.  The trained form goes through slabs of the vocabulary, so that each slab of dW is one product over all tokens,
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from uft_kernels import products
 from uft_kernels.backend import accumulation
-from uft_kernels.products import add_product, product, rows_within, slabs
+from uft_kernels.products import add_product, chunks, fits, product, slabs
 from uft_kernels.token_logprob import (
     IGNORE,
     Rows,
@@ -105,10 +106,10 @@ class _LinearLogprob(torch.autograd.Function):
         N, V = len(hidden_ND), len(weight_VD)
         rows, hit_N = _empty_rows(hidden_ND), torch.zeros(N, dtype=torch.bool, device=hidden_ND.device)
         effects = [torch.empty_like(hidden_ND) for _ in range(1 + entropy)] if ctx.frozen else []  # dl/dh and dH/dh
-        # a frozen head's gradient rows need a second buffer next to the logits, in the dtype of the hidden states
-        copies = 1 + hidden_ND.dtype.itemsize / accumulation(hidden_ND.dtype).itemsize if ctx.frozen else 1
-        for part in slabs(N, rows_within(products.BUDGET, V, hidden_ND.dtype, copies)):
-            logits_NV = head(hidden_ND[part], weight_VD, bias_V)
+        ctx.kept = any(wants_head) and fits(N, V, hidden_ND.dtype, products.KEEP)
+        kept_NV = room_for_logits(hidden_ND, V) if ctx.kept else None
+        for part in chunks(N, V, hidden_ND.dtype):
+            logits_NV = head(hidden_ND[part], weight_VD, bias_V, kept_NV[part] if ctx.kept else None)
             found = forward_rows(logits_NV, target_N[part], **scales.folded)
             for whole, value in zip(rows, found):
                 whole[part] = value
@@ -119,7 +120,8 @@ class _LinearLogprob(torch.autograd.Function):
                 out_NV = torch.empty(logits_NV.shape, dtype=hidden_ND.dtype, device=hidden_ND.device)
                 backward_rows(logits_NV, target_N[part], found, *grads, out_NV, **scales.folded)
                 effect_ND[part] = product(out_NV, weight_VD)
-        ctx.save_for_backward(*((*effects,) if ctx.frozen else (hidden_ND, weight_VD, bias_V, target_N, *rows)))
+        saved = effects if ctx.frozen else (hidden_ND, weight_VD, bias_V, target_N, kept_NV, *rows)
+        ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(hit_N)
         return rows.logp, rows.entropy, hit_N
 
@@ -131,15 +133,24 @@ class _LinearLogprob(torch.autograd.Function):
             return nothing
         if ctx.frozen:
             return scaled(ctx.saved_tensors, (grad_logp_N, grad_entropy_N)), *nothing[1:]
-        hidden_ND, weight_VD, bias_V, target_N, *rows = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, target_N, kept_NV, *rows = ctx.saved_tensors
 
-        def gradient(logits_NS, tokens, local_N, out_NS, slab):
+        def logits(tokens, slab):
+            if kept_NV is not None:
+                return kept_NV[tokens, slab]
+            return head(hidden_ND[tokens], weight_VD[slab], None if bias_V is None else bias_V[slab])
+
+        def gradient(tokens, slab, local_N, out_NS):
             here = Rows(*(value[tokens] for value in rows))
             grads = (None if g is None else g[tokens] for g in (grad_logp_N, grad_entropy_N))
-            backward_rows(logits_NS, local_N, here, *grads, out_NS, **ctx.scales.folded)
+            backward_rows(logits(tokens, slab), local_N, here, *grads, out_NS, **ctx.scales.folded)
 
         found = slab_gradients(hidden_ND, weight_VD, bias_V, target_N, ctx.needs_input_grad[:3], gradient)
         return *found, *nothing[3:]
+
+
+def room_for_logits(hidden_ND: Tensor, V: int) -> Tensor:
+    return hidden_ND.new_empty(len(hidden_ND), V, dtype=accumulation(hidden_ND.dtype))
 
 
 def _empty_rows(hidden_ND: Tensor) -> Rows:
@@ -163,7 +174,7 @@ def slab_gradients(
     """Gradients of hidden states, weight and bias: slabs of the vocabulary outside, tokens inside.
 
     wanted     which of the three
-    gradient   (logits of a slab, tokens, their targets within the slab, out, slab) writes these logits' gradient to out
+    gradient   (tokens, slab, their targets within the slab, out) writes the gradient of these logits to out
     copies     how many float32 logits of a slab are alive at a time
     start      (total, slab) adds what a slab of the weight's gradient begins with
     """
@@ -173,18 +184,17 @@ def slab_gradients(
     grad_bias = torch.zeros(V, dtype=dtype, device=hidden_ND.device) if wanted[2] else None
     at_a_time = max(1, min(N, TOKENS))
     per_logit = copies * dtype.itemsize + hidden_ND.dtype.itemsize
-    for slab in slabs(V, max(128, products.BUDGET // (at_a_time * per_logit) // 128 * 128)):
+    for slab in slabs(V, max(128, products.SLAB // (at_a_time * per_logit) // 128 * 128)):
         # float32 until the whole slab of dW is there, then rounded once
         total_SD = torch.zeros(slab.stop - slab.start, D, dtype=dtype, device=hidden_ND.device) if wanted[1] else None
         if start is not None and wanted[1]:
             start(total_SD, slab)
         for tokens in slabs(N, at_a_time):
-            logits_NS = head(hidden_ND[tokens], weight_VD[slab], None if bias_V is None else bias_V[slab])
             # a target of another slab stands in no column of this one
             elsewhere = (target_N[tokens] < slab.start) | (target_N[tokens] >= slab.stop)
             local_N = (target_N[tokens] - slab.start).masked_fill(elsewhere, -1)
-            out_NS = torch.empty(logits_NS.shape, dtype=hidden_ND.dtype, device=hidden_ND.device)
-            gradient(logits_NS, tokens, local_N, out_NS, slab)
+            out_NS = hidden_ND.new_empty(len(local_N), slab.stop - slab.start)
+            gradient(tokens, slab, local_N, out_NS)
             if wanted[0]:
                 add_product(grad_hidden[tokens], out_NS, weight_VD[slab])
             if wanted[1]:
@@ -245,6 +255,8 @@ def linear_logprob(
 
 def kept_rows(target_N: Tensor, kept: int | None) -> Tensor:
     """[K] int64: the positions whose target is not IGNORE, in order."""
+    if kept == len(target_N):
+        return torch.arange(kept, device=target_N.device)
     if kept is None:
         return (target_N != IGNORE).nonzero().squeeze(-1)
     # a stable sort puts them first without asking the device how many there are

@@ -23,7 +23,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uft_kernels import products
 from uft_kernels.backend import accumulation
 from uft_kernels.linear_logprob import (
     Scales,
@@ -34,7 +33,7 @@ from uft_kernels.linear_logprob import (
     linear_logprob_reference,
     slab_gradients,
 )
-from uft_kernels.products import add_product, product, rows_within, slabs
+from uft_kernels.products import add_product, chunks, product
 from uft_kernels.token_logprob import Rows, backward_rows, check_scales, forward_rows
 
 KEEP = 2 * 2**30
@@ -77,7 +76,7 @@ class _LinearPreferenceLoss(torch.autograd.Function):
         rows = Rows(*hidden_ND.new_empty(4, N, dtype=dtype))
         unit_KV = torch.empty(K, V, dtype=hidden_ND.dtype, device=hidden_ND.device)  # e_t - p
         grad_hidden = torch.empty(N, D, dtype=dtype, device=hidden_ND.device)
-        for part in _chunks(N, K, rows_within(products.BUDGET, V, hidden_ND.dtype)):
+        for part in _chunks(N, K, V, hidden_ND.dtype):
             logits_NV = head(hidden_ND[part], weight_VD, bias_V)
             found = forward_rows(logits_NV, target_N[part], **scales.folded)
             for whole, value in zip(rows, found):
@@ -97,8 +96,9 @@ class _LinearPreferenceLoss(torch.autograd.Function):
         grad_hidden[:K] *= grad_N[:K, None]
         rest, scaled_KD = slice(K, N), (grad_N[:K, None] * hidden_ND[:K]).to(hidden_ND.dtype)
 
-        def gradient(logits_NS, tokens, local_N, out_NS, slab):
+        def gradient(tokens, slab, local_N, out_NS):
             tokens = slice(tokens.start + K, tokens.stop + K)
+            logits_NS = head(hidden_ND[tokens], weight_VD[slab], None if bias_V is None else bias_V[slab])
             here = Rows(*(value[tokens] for value in rows))
             return backward_rows(logits_NS, local_N, here, grad_N[tokens], None, out_NS, **scales.folded)
 
@@ -123,10 +123,10 @@ class _LinearPreferenceLoss(torch.autograd.Function):
         return *found, *(None,) * 6
 
 
-def _chunks(N: int, K: int, size: int):
-    """Slices of at most `size` rows, none of which is partly kept."""
-    yield from slabs(K, size)
-    for part in slabs(N - K, size):
+def _chunks(N: int, K: int, V: int, dtype: torch.dtype):
+    """The usual chunks, none of which is partly kept."""
+    yield from chunks(K, V, dtype)
+    for part in chunks(N - K, V, dtype):
         yield slice(part.start + K, part.stop + K)
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from uft_kernels.backend import accumulation
 
-BUDGET = 256 * 2**20  # bytes of logits that an operation may hold at a time
+BUDGET = 256 * 2**20  # bytes of logits in one chunk of tokens
+SLAB = 96 * 2**20  # bytes of logits and of their gradient in one slab of the vocabulary, in a trained head's backward
+KEEP = 64 * 2**20  # logits smaller than this are kept for the backward and not computed again
 CPU_SLAB = 8192  # rows of a low-precision factor that are converted at a time
 
 
@@ -49,7 +51,14 @@ def slabs(length: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
-def rows_within(budget: int, V: int, dtype: torch.dtype, copies: float = 1.0) -> int:
-    """How many rows of V logits fit into the budget, `copies` times; a multiple of 64 where there is room for it."""
-    rows = max(1, int(budget / (V * accumulation(dtype).itemsize * copies)))
-    return rows // 64 * 64 if rows >= 64 else rows
+def chunks(N: int, V: int, dtype: torch.dtype) -> Iterator[slice]:
+    """Slices of N tokens whose logits fit into the budget; of a multiple of 64 tokens where there is room for it.
+
+    They depend on nothing else: policy and reference that are equal then agree to the bit, whatever wants a gradient.
+    """
+    rows = max(1, BUDGET // (V * accumulation(dtype).itemsize))
+    return slabs(N, rows // 64 * 64 if rows >= 64 else rows)
+
+
+def fits(N: int, V: int, dtype: torch.dtype, budget: int) -> bool:
+    return N * V * accumulation(dtype).itemsize <= budget

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uft_kernels.backend import jit, tl, triton, uses_triton
+from uft_kernels.backend import accumulation, jit, row_blocks, tl, triton, uses_triton
 from uft_kernels.token_logprob import check_scales, effective, load_logits, onehot_minus, slope
 
 BLOCK_V = 2048
@@ -91,11 +91,11 @@ def token_divergence_reference(
     """The specification.  Computes in float32, or in float64 if given float64."""
     log_p = effective(policy_logits_NV, temperature, softcap).log_softmax(-1)
     log_q = effective(reference_logits_NV.detach(), temperature, reference_softcap).log_softmax(-1)
-    js = None
+    p, q, js = log_p.exp(), log_q.exp(), None
     if js_weight is not None:
         log_r = _log_mixture(log_p, log_q, js_weight)
-        js = (1 - js_weight) * _sum(log_p, log_p - log_r) + js_weight * _sum(log_q, log_q - log_r)
-    return Divergence(_sum(log_p, log_p - log_q), _sum(log_q, log_q - log_p), -_sum(log_p, log_p), js)
+        js = (1 - js_weight) * _sum(p, log_p - log_r) + js_weight * _sum(q, log_q - log_r)
+    return Divergence(_sum(p, log_p - log_q), _sum(q, log_q - log_p), -_sum(p, log_p), js)
 
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
@@ -103,16 +103,14 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
     return torch.logaddexp(log_p + log[0], log_q + log[1])
 
 
-def _sum(log_p: Tensor, value: Tensor) -> Tensor:
+def _sum(p: Tensor, value: Tensor) -> Tensor:
     """sum_v p value.  where, not multiply: a token of probability 0 contributes 0, and 0 * inf is NaN."""
-    p = log_p.exp()
     return torch.where(p > 0, p * value, 0.0).sum(-1)
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+def _kl(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
     """KL(p || q); q - p adds nothing to the sum but takes the normalisers' rounding errors out of it."""
-    p, q = log_p.exp(), log_q.exp()
-    return torch.where(p > 0, p * (log_p - log_q) + (q - p), q).sum(-1)
+    return torch.where(p > 0, p * log_ratio + (q - p), q).sum(-1)
 
 
 # ---- kernels ----
@@ -272,17 +270,27 @@ def forward_pair(policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | Non
                 reference_NV.stride(0), *_arguments(V, scales, target_N),
             )  # fmt: skip
         return Pair(*out)
+    pair = Pair(*torch.empty(len(Pair._fields), N, dtype=accumulation(policy_NV.dtype), device=policy_NV.device))
+    for block in row_blocks(policy_NV):
+        at = None if target_N is None else target_N[block]
+        for whole_N, value_N in zip(pair, _forward_block(policy_NV[block], reference_NV[block], at, scales)):
+            whole_N[block] = value_N
+    return pair
+
+
+def _forward_block(policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | None, scales: Scales) -> Pair:
     z, w = _effective(policy_NV, reference_NV, scales)
     m, k = z.amax(-1, keepdim=True), w.amax(-1, keepdim=True)
     log_s, log_t = ((row - top).exp().sum(-1, keepdim=True).log() for row, top in ((z, m), (w, k)))
     log_p, log_q = (z - m) - log_s, (w - k) - log_t
     at = [torch.zeros_like(m) if target_N is None else row.gather(-1, target_N[:, None]) for row in (log_p, log_q)]
     found = [at[0].squeeze(-1), at[1].squeeze(-1), m.squeeze(-1), log_s.squeeze(-1), k.squeeze(-1), log_t.squeeze(-1)]
-    found += [_kl(log_p, log_q), _kl(log_q, log_p), -_sum(log_p, log_p)]
+    p, q, log_ratio = log_p.exp(), log_q.exp(), log_p - log_q
+    found += [_kl(p, q, log_ratio), _kl(q, p, -log_ratio), -_sum(p, log_p)]
     if scales.js_weight is None:
         return Pair(*found, *torch.zeros_like(torch.stack(found[:2])))
     log_r = _log_mixture(log_p, log_q, scales.js_weight)
-    to_mixture, from_reference = _sum(log_p, log_p - log_r), _sum(log_q, log_q - log_r)
+    to_mixture, from_reference = _sum(p, log_p - log_r), _sum(q, log_q - log_r)
     return Pair(*found, (1 - scales.js_weight) * to_mixture + scales.js_weight * from_reference, to_mixture)
 
 
@@ -306,6 +314,15 @@ def backward_pair(
                 reference_NV.stride(0), out_NV.stride(0), *arguments, block,
             )  # fmt: skip
         return out_NV
+    for block in row_blocks(policy_NV):
+        at, here = None if target_N is None else target_N[block], Pair(*(value_N[block] for value_N in pair))
+        out_NV[block] = _backward_block(policy_NV[block], reference_NV[block], at, here, grads[:, block], scales)
+    return out_NV
+
+
+def _backward_block(
+    policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | None, pair: Pair, grads: Tensor, scales: Scales
+) -> Tensor:
     z, w = _effective(policy_NV, reference_NV, scales)
     log_p = (z - pair.peak[:, None]) - pair.log_sum[:, None]
     log_q = (w - pair.reference_peak[:, None]) - pair.reference_log_sum[:, None]
@@ -314,13 +331,15 @@ def backward_pair(
     if scales.js_weight is not None:
         log_r = _log_mixture(log_p, log_q, scales.js_weight)
         inside += to_js * (1 - scales.js_weight) * (log_p - log_r - pair.to_mixture[:, None])
-    dz = torch.where(p > 0, p * inside, 0.0) + to_reverse * (p - log_q.exp())
+    dz = torch.where(p > 0, p * inside, 0.0)
+    if to_reverse.any():
+        dz += to_reverse * (p - log_q.exp())
     if target_N is not None:
         dz += to_logp * onehot_minus(p, target_N)
     if scales.softcap is not None:
         t = torch.tanh(policy_NV.to(dz.dtype) / scales.softcap)
         dz *= (1 - t) * (1 + t)
-    return out_NV.copy_(dz / scales.temperature)
+    return dz / scales.temperature
 
 
 def _effective(policy_NV: Tensor, reference_NV: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:

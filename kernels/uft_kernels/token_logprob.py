@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uft_kernels.backend import accumulation, jit, tl, triton, uses_triton
+from uft_kernels.backend import accumulation, jit, row_blocks, tl, triton, uses_triton
 
 IGNORE = -100
 BLOCK_V = 4096
@@ -200,24 +200,31 @@ def forward_rows(
 ) -> Rows:
     """Everything about each row that one reading of the logits gives."""
     N, V = logits_NV.shape
+    rows = Rows(*torch.empty(4, N, dtype=accumulation(logits_NV.dtype), device=logits_NV.device))
     if not uses_triton(logits_NV):
-        z_NV = effective(logits_NV, temperature, softcap)
-        ignored_N = target_N == IGNORE
-        m_N = z_NV.amax(-1)
-        shifted_NV = z_NV - m_N[:, None]
-        e_NV = shifted_NV.exp()
-        s_N = e_NV.sum(-1)
-        u_N = torch.where(e_NV > 0, e_NV * shifted_NV, 0.0).sum(-1)
-        at_target_N = shifted_NV.gather(-1, target_N.masked_fill(ignored_N, 0)[:, None]).squeeze(-1)
-        found = Rows(at_target_N - s_N.log(), s_N.log() - u_N / s_N, m_N, s_N.log())
-        return Rows(*(value.masked_fill(ignored_N, 0.0) for value in found))
-    rows = Rows(*torch.empty(4, N, dtype=torch.float32, device=logits_NV.device))
-    if N:
+        for block in row_blocks(logits_NV):
+            found = _forward_block(effective(logits_NV[block], temperature, softcap), target_N[block])
+            for whole_N, value_N in zip(rows, found):
+                whole_N[block] = value_N
+    elif N:
         _forward_kernel[(N,)](
             logits_NV, target_N, *rows, logits_NV.stride(0), V, 1 / temperature, softcap or 1.0,
             CAPPED=softcap is not None, IGNORED=IGNORE, BLOCK_V=min(BLOCK_V, triton.next_power_of_2(V)),
         )  # fmt: skip
     return rows
+
+
+def _forward_block(z_NV: Tensor, target_N: Tensor) -> Rows:
+    ignored_N = target_N == IGNORE
+    m_N = z_NV.amax(-1)
+    shifted_NV = z_NV - m_N[:, None]
+    at_target_N = shifted_NV.gather(-1, target_N.masked_fill(ignored_N, 0)[:, None]).squeeze(-1)
+    e_NV = shifted_NV.exp()
+    s_N = e_NV.sum(-1)
+    # where e is 0 its term is, also at minus infinity
+    u_N = e_NV.mul_(shifted_NV.clamp_(min=torch.finfo(z_NV.dtype).min)).sum(-1)
+    found = Rows(at_target_N - s_N.log(), s_N.log() - u_N / s_N, m_N, s_N.log())
+    return Rows(*(value.masked_fill(ignored_N, 0.0) for value in found))
 
 
 def backward_rows(
@@ -238,18 +245,20 @@ def backward_rows(
                 CAPPED=softcap is not None, WITH_ENTROPY=grad_entropy_N is not None, IGNORED=IGNORE, BLOCK_V=block,
             )  # fmt: skip
         return out_NV
-    ignored_N = target_N == IGNORE
-    log_p_NV = (effective(logits_NV, temperature, softcap) - rows.peak[:, None]) - rows.log_sum[:, None]
-    p_NV = log_p_NV.exp()
-    dz_NV = onehot_minus(p_NV, target_N) * grad_logp_N[:, None]
-    if grad_entropy_N is not None:
-        dz_NV -= grad_entropy_N.to(zero_N.dtype)[:, None] * torch.where(
-            p_NV > 0, p_NV * (log_p_NV + rows.entropy[:, None]), 0.0
-        )
-    if softcap is not None:
-        t_NV = torch.tanh(logits_NV.to(dz_NV.dtype) / softcap)
-        dz_NV *= (1 - t_NV) * (1 + t_NV)
-    return out_NV.copy_((dz_NV / temperature).masked_fill(ignored_N[:, None], 0.0))
+    for block in row_blocks(logits_NV):
+        here, target = Rows(*(value_N[block] for value_N in rows)), target_N[block]
+        log_p_NV = (effective(logits_NV[block], temperature, softcap) - here.peak[:, None]).sub_(here.log_sum[:, None])
+        p_NV = log_p_NV.exp() if grad_entropy_N is not None else log_p_NV.exp_()
+        dz_NV = onehot_minus(p_NV, target).mul_(grad_logp_N[block, None])
+        if grad_entropy_N is not None:
+            term_NV = torch.where(p_NV > 0, p_NV * (log_p_NV + here.entropy[:, None]), 0.0)
+            dz_NV -= grad_entropy_N[block, None].to(dz_NV.dtype) * term_NV
+        if softcap is not None:
+            t_NV = torch.tanh(logits_NV[block].to(dz_NV.dtype) / softcap)
+            dz_NV *= (1 - t_NV) * (1 + t_NV)
+        dz_NV.masked_fill_((target == IGNORE)[:, None], 0.0)  # whatever its logits are
+        out_NV[block] = dz_NV if temperature == 1.0 else dz_NV.div_(temperature)
+    return out_NV
 
 
 def onehot_minus(p_NV: Tensor, target_N: Tensor) -> Tensor:

@@ -22,8 +22,14 @@ OUTPUTS = ("logp", "kl", "reverse_kl", "entropy", "js")
 
 @pytest.fixture
 def pieces(monkeypatch):
-    """Several chunks of tokens and several slabs of the vocabulary."""
-    monkeypatch.setattr(products, "BUDGET", 30_000)
+    """Several chunks of tokens, several slabs of the vocabulary, nothing kept."""
+    in_pieces(monkeypatch)
+
+
+def in_pieces(monkeypatch):
+    monkeypatch.setattr(products, "BUDGET", 15_000)
+    monkeypatch.setattr(products, "SLAB", 15_000)
+    monkeypatch.setattr(products, "KEEP", 0)
     monkeypatch.setattr(LOGPROB, "TOKENS", 16)
 
 
@@ -150,8 +156,7 @@ def test_one_piece_is_many_pieces(trained, device, monkeypatch):
         return [*one[:2], *two, *three, *gradients(one.logp.sum() + two.kl.sum() + three.loss, (h, w, b))]
 
     at_once = everything()
-    monkeypatch.setattr(products, "BUDGET", 30_000)
-    monkeypatch.setattr(LOGPROB, "TOKENS", 16)
+    in_pieces(monkeypatch)
     for a, b in zip(at_once, everything()):
         torch.testing.assert_close(a, b)
 

@@ -62,9 +62,17 @@ def run(operation, wants_hidden, wants_head, keep=2**40):
         ("preference loss", True, True, 3),
     ],
 )
-def test_products(operation, wants_hidden, wants_head, expected):
+def test_products(operation, wants_hidden, wants_head, expected, monkeypatch):
+    monkeypatch.setattr(products, "KEEP", 0)
     with FlopCounterMode(display=False) as counter:
         run(operation, wants_hidden, wants_head)
+    assert counter.get_total_flops() / UNIT == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("operation, expected", [("logprob", 3), ("divergence", 4)])
+def test_few_logits_are_kept(operation, expected):
+    with FlopCounterMode(display=False) as counter:
+        run(operation, True, True)
     assert counter.get_total_flops() / UNIT == pytest.approx(expected, abs=0.01)
 
 
@@ -79,6 +87,8 @@ def test_what_does_not_fit_is_computed_again():
 @pytest.mark.parametrize("wants_head", [False, True])
 def test_no_tensor_of_all_logits(operation, wants_head, monkeypatch):
     monkeypatch.setattr(products, "BUDGET", N * V * 4 // 8)
+    monkeypatch.setattr(products, "SLAB", N * V * 4 // 8)
+    monkeypatch.setattr(products, "KEEP", 0)
     with LargestTensor() as largest:
         run(operation, True, wants_head)
     assert largest.elements <= max(N * V // 7, V * D)

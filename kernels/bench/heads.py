@@ -1,0 +1,258 @@
+"""Operations of a linear head against every peer and against the bare matrix products, side by side in one run.
+
+    make bench-kernels                        everything that this machine can show: a GPU's shapes, or the CPU's
+    python kernels/bench/heads.py --help      a part of it
+
+Writes  kernels/bench/results/heads-<machine>.{json,md,png}
+
+Floors are the plain products of the same shapes and dtype: G logits, Gh gradient of hidden states, Gw of the head.
+Memory is what a call holds beyond its inputs and the gradients it returns.  Errors are against float64 on some tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+import rivals  # noqa: E402
+from figure import draw  # noqa: E402
+from measure import environment, median_and_spread, peak_bytes, times, worst_error  # noqa: E402
+from rivals import DPO, KL, LOGP, Inputs, Made, Missing  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Shape(NamedTuple):
+    name: str
+    N: int
+    D: int
+    V: int
+
+
+HEADS = {"Qwen 0.6B": (1024, 151_936), "Llama 1B": (2048, 128_256), "Llama 8B": (4096, 128_256),
+         "Gemma 2B": (2304, 256_000)}  # fmt: skip
+TOKENS = (4096, 8192, 16_384)
+ON_CPU = [Shape("small", 512, 256, 8192), Shape("wide", 512, 128, 32_768)]
+
+
+class Case(NamedTuple):
+    """Rivals; products of the floor (G, Gh, Gw); what wants a gradient (hidden, head); goal as a ratio to the floor."""
+
+    makers: dict[str, Callable[[Inputs], Made]]
+    floor: tuple[int, int, int]
+    wants: tuple[bool, bool]
+    goal: float
+
+
+CASES = {
+    "log-probability, no gradient": Case(LOGP, (1, 0, 0), (False, False), 1.08),
+    "log-probability, frozen head": Case(LOGP, (1, 1, 0), (True, False), 1.12),
+    "log-probability, trained head": Case(LOGP, (2, 1, 1), (True, True), 1.10),
+    "DPO, trained head": Case(DPO, (1, 1, 1), (True, True), 1.12),
+    "KL, no gradient": Case(KL, (2, 0, 0), (False, False), 1.12),
+    "KL, frozen head": Case(KL, (2, 1, 0), (True, False), 1.15),
+    "KL, trained head": Case(KL, (4, 1, 1), (True, True), 1.15),
+}
+
+
+# ---- inputs ----
+
+
+def make_inputs(shape: Shape, wants: tuple[bool, bool], device: torch.device, dtype: torch.dtype, peaked: bool):
+    """Random hidden states with logits of standard deviation 3; `peaked`: the target has a probability of about 0.9,
+    as in a trained model."""
+    generator = torch.Generator(device=device).manual_seed(0)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, device=device, dtype=torch.float32)
+
+    _, N, D, V = shape
+    weight = normal(V, D)
+    target = torch.randint(0, V, (N,), generator=generator, device=device)
+    hidden = normal(N, D) * 3 / D**0.5
+    if peaked:
+        # the target's logit is about log(9 V) above what the others sum to
+        reach = torch.log(torch.tensor(9.0 * V)) + 4.5
+        hidden = hidden + weight[target] * (reach / weight[target].square().sum(-1, keepdim=True))
+    other = hidden + normal(N, D) * 0.5 / D**0.5, weight + normal(V, D) * 0.02
+    sequence = torch.arange(N, device=device) // max(1, N // 16)
+    return Inputs(
+        hidden.to(dtype), weight.to(dtype), target, *(t.to(dtype) for t in other),
+        upstream=normal(N) / N, sequence=sequence, sequences=int(sequence[-1]) + 1 + (int(sequence[-1]) + 1) % 2,
+        wants=wants,
+    )  # fmt: skip
+
+
+def floor_calls(inputs: Inputs) -> dict[str, Callable[[], Any]]:
+    """G, Gh and Gw: one product each, of the inputs' dtype, into memory that is there."""
+    logits = inputs.hidden.new_empty(len(inputs.hidden), len(inputs.weight)).normal_()
+    grad_hidden, grad_weight = torch.empty_like(inputs.hidden), torch.empty_like(inputs.weight)
+    return {
+        "G": lambda: torch.mm(inputs.hidden, inputs.weight.T, out=logits),
+        "Gh": lambda: torch.mm(logits, inputs.weight, out=grad_hidden),
+        "Gw": lambda: torch.mm(logits.T, inputs.hidden, out=grad_weight),
+    }
+
+
+# ---- truth ----
+
+
+def truth(case: str, inputs: Inputs, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(values, gradient of the hidden states) of some tokens, in float64."""
+    hidden = inputs.hidden[tokens].double().requires_grad_()
+    weight = inputs.weight.double()
+    log_p = (hidden @ weight.T).log_softmax(-1)
+    if case.startswith("KL"):
+        log_q = (inputs.reference_hidden[tokens].double() @ inputs.reference_weight.double().T).log_softmax(-1)
+        values = (log_p.exp() * (log_p - log_q)).sum(-1)
+    else:
+        values = log_p.gather(-1, inputs.target[tokens][:, None]).squeeze(-1)
+    [gradient] = torch.autograd.grad(values, hidden, inputs.upstream[tokens].double())
+    return values.detach(), gradient
+
+
+def errors(case: str, made: Made, inputs: Inputs) -> dict[str, float]:
+    if case.startswith("DPO"):  # a scalar of all tokens; its parts are those of the log-probability
+        return {}
+    tokens = torch.arange(0, len(inputs.hidden), max(1, len(inputs.hidden) // 32), device=inputs.hidden.device)
+    values, gradient = truth(case, inputs, tokens)
+    found, gradients = made()
+    result = {"value": worst_error(found[tokens], values)}
+    if gradients:
+        result["gradient"] = worst_error(gradients[0][tokens], gradient)
+    return result
+
+
+# ---- running ----
+
+
+def bench(case: str, shape: Shape, device: torch.device, dtype: torch.dtype, peaked: bool, rounds: int) -> dict:
+    makers, products, wants, goal = CASES[case]
+    inputs = make_inputs(shape, wants, device, dtype, peaked)
+    made, found = {}, {}
+    for name, maker in makers.items():
+        try:
+            made[name] = maker(inputs)
+            made[name]()  # compiles
+        except Missing as why:
+            made.pop(name, None)
+            found[name] = {"missing": str(why)}
+        except Exception as error:  # a peer that fails or runs out of memory is a result too
+            made.pop(name, None)
+            found[name] = {"missing": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+        _cleared(device)
+    floors = floor_calls(inputs)
+    timed = times({**floors, **made}, device, rounds)
+    del floors
+    _cleared(device)
+    floor = sum(k * median_and_spread(timed[name])["median"] for k, name in zip(products, ("G", "Gh", "Gw")))
+    returned = sum(t.nbytes for t, w in zip((inputs.hidden, inputs.weight), wants) if w)
+    for name, run in made.items():
+        time = median_and_spread(timed[name])
+        found[name] = {
+            "ms": time,
+            "to_floor": time["median"] / floor,
+            "extra_bytes": peak_bytes(run, device) - returned,
+            "error": errors(case, run, inputs),
+        }
+        _cleared(device)
+    return {
+        "case": case, "shape": shape._asdict(), "peaked": peaked, "dtype": str(dtype).removeprefix("torch."),
+        "floor_ms": {name: median_and_spread(timed[name]) for name in ("G", "Gh", "Gw")} | {"sum": floor},
+        "goal": goal, "rivals": {name: found[name] for name in makers},
+    }  # fmt: skip
+
+
+def _cleared(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a block per case; time as a ratio to the floor, extra memory, error."""
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        of_case = [row for row in rows if row["case"] == case]
+        names = [n for n in CASES[case].makers if any("ms" in row["rivals"][n] for row in of_case)]
+        lines += [f"\n### {case} (goal {of_case[0]['goal']:.2f} of the floor)\n"]
+        lines += ["| N x D x V | floor ms | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+        for row in of_case:
+            shape = " x ".join(str(row["shape"][k]) for k in "NDV") + (" peaked" if row["peaked"] else "")
+            cells = [_cell(row["rivals"][name]) for name in names]
+            lines.append(f"| {shape} | {row['floor_ms']['sum']:.2f} | " + " | ".join(cells) + " |")
+        everything = [(name, row["rivals"][name]) for row in of_case for name in CASES[case].makers]
+        absent = {name: found["missing"] for name, found in everything if "missing" in found}
+        lines += ["", *(f"{name}: {why}." for name, why in absent.items())]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _cell(found: dict[str, Any]) -> str:
+    if "missing" in found:
+        return "-"
+    value = f", {found['error']['value']:.0e}" if found["error"] else ""
+    low, high = (found["ms"][k] / found["ms"]["median"] * found["to_floor"] for k in ("low", "high"))
+    return f"**{found['to_floor']:.2f}** [{low:.2f}, {high:.2f}], {found['extra_bytes'] / 2**20:.0f} MiB{value}"
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
+    parser.add_argument("--heads", nargs="+", choices=tuple(HEADS), default=list(HEADS))
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--shape", nargs=3, type=int, metavar=("N", "D", "V"), help="this shape alone")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--only", nargs="+", help="these rivals alone (ours is always there)")
+    parser.add_argument("--peers", type=Path, help="folder that holds trl/kernels, where TRL is not installed")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args(words)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rivals.PEERS[0] = arguments.peers
+    dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    if arguments.shape:
+        shapes = [Shape("given", *arguments.shape)]
+    elif device.type == "cpu":
+        shapes = ON_CPU
+    else:
+        shapes = [Shape(name, N, *HEADS[name]) for name in arguments.heads for N in arguments.tokens]
+    for case in CASES.values() if arguments.only else ():
+        for name in [n for n in case.makers if n not in ("ours", *arguments.only)]:
+            del case.makers[name]
+
+    about, rows = environment(device), []
+    planned = [(case, shape, peaked) for case in arguments.cases for shape in shapes for peaked in (False, True)]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    machine = re.sub(r"[^a-z0-9]+", "-", about["hardware"].lower().split(",")[0].removeprefix("nvidia ")).strip("-")
+    path = arguments.output / f"heads-{'cpu' if device.type == 'cpu' else machine}.json"
+    for number, (case, shape, peaked) in enumerate(planned, 1):
+        row = bench(case, shape, device, dtype, peaked, arguments.rounds)
+        rows.append(row)
+        told = ", ".join(f"{n} {r['to_floor']:.2f}" for n, r in row["rivals"].items() if "ms" in r)
+        print(
+            f"{number}/{len(planned)} {case}, {shape.N} x {shape.D} x {shape.V}{' peaked' * peaked}: {told}", flush=True
+        )
+        # after each row: a run that is cut off keeps what it has
+        path.write_text(json.dumps({**about, "rounds": arguments.rounds, "rows": rows}, indent=1) + "\n")
+    told = f"{about['hardware']}; torch {about['torch']}, triton {about['triton']}; {about['date']}"
+    title = "# Heads: time as a ratio to the floor, with quartiles, memory beyond inputs and gradients, error"
+    path.with_suffix(".md").write_text(f"{title}\n\n{told}.\n\n{table(rows)}")
+    draw(rows, told, path.with_suffix(".png"))
+    print(table(rows))
+    print(f"{path}, .md and .png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""The fused head gives what the logits give, for every kind of model, and leaves the others alone."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from mixed import VOCABULARY, dataset, model
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from uft_kernels import products
+
+from uft.feedback import Collator
+from uft.head import Scales, fuse_head, has_fused_head
+from uft.models import AdapterReference, FrozenReference, response_logits, score
+
+SIZES = dict(
+    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    initializer_range=0.3,
+)  # fmt: skip
+# what each family does with its logits; caps far below the logits, so that they tell
+FAMILIES = {
+    "llama": {},
+    "llama tied": {"tie_word_embeddings": True},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 4},
+    "gemma2": {"final_logit_softcapping": 2.0},
+    "gemma3_text": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "phi": {},  # a bias on the head
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 3.0},
+}
+EXPECTED = {"gemma2": Scales(1.0, 2.0), "cohere": Scales(0.25), "granite": Scales(round(1 / 3, 6))}
+
+
+def family(name: str, seed: int = 0) -> nn.Module:
+    options = FAMILIES[name]
+    sizes = {k: v for k, v in SIZES.items() if name != "gpt2" or k in ("vocab_size", "initializer_range")}
+    config = AutoConfig.for_model(name.split()[0], **sizes | options)
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()  # GPT-2 has dropout
+
+
+def batch(padding_side: str = "right"):
+    return Collator(pad_token_id=0, sources=("pairs", "demonstrations"), padding_side=padding_side)(
+        list(dataset(("pairs", "demonstrations"), 3))
+    )
+
+
+def scored(policy, rows, reference=None):
+    """Every number that scoring gives, and a gradient that all of them enter."""
+    found = score(policy, rows, reference, divergence=reference is not None)
+    outputs = [found.token_logp] + ([found.reference_logp, found.kl, found.reverse_kl] if reference else [])
+    loss = sum((output * torch.linspace(1, 2, output.numel()).view_as(output)).sum() for output in outputs)
+    wanted = [p for p in policy.parameters() if p.requires_grad]
+    return outputs, torch.autograd.grad(loss, wanted, allow_unused=True)
+
+
+def close(found, wanted):
+    for a, b in zip(found, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5 * float(b.detach().abs().max()) + 1e-7)
+
+
+def same_as_logits(policy, rows, other=None):
+    """Fused and unfused copies of the policy agree, with and without a reference."""
+    fused, plain = copy.deepcopy(policy), policy
+    assert fuse_head(fused) and has_fused_head(fused) and not has_fused_head(plain)
+    for reference in (None, other):
+        references = [None, None]
+        if reference is not None:
+            references = [FrozenReference(copy.deepcopy(reference)), FrozenReference(copy.deepcopy(reference))]
+            fuse_head(references[0].model)
+        (found, gradients), (wanted, expected) = (
+            scored(m, rows, r) for m, r in zip((fused, plain), references, strict=True)
+        )
+        close(found, wanted)
+        close(gradients, expected)
+    return fused
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_log_probabilities_and_gradients_are_those_of_the_logits(name):
+    fused = same_as_logits(family(name), batch(), family(name, seed=1))
+    assert fused.fused_head == EXPECTED.get(name, Scales())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_sides(side):
+    same_as_logits(family("llama"), batch(side), family("llama", seed=1))
+
+
+ADAPTERS = {
+    "body": dict(target_modules="all-linear"),
+    "head too": dict(target_modules=["q_proj", "lm_head"], lora_alpha=32),
+    "head as a whole": dict(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters(name):
+    policy = get_peft_model(family("llama"), LoraConfig(r=4, task_type="CAUSAL_LM", **ADAPTERS[name]))
+    with torch.no_grad():
+        for key, parameter in policy.named_parameters():
+            if "lora_B" in key or "modules_to_save" in key:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    fused = same_as_logits(policy, batch(), family("llama", seed=1))
+    reference = AdapterReference()  # the adapter off, its head too
+    plain = scored(policy, batch(), reference)
+    for found, wanted in zip(scored(fused, batch(), reference), plain):
+        close(found, wanted)
+    assert plain[0][2].max() > 1e-3
+
+
+def test_variants_of_adapters_keep_their_logits():
+    config = LoraConfig(r=4, target_modules=["lm_head"], use_dora=True)
+    assert not fuse_head(get_peft_model(family("llama"), config))
+
+
+@pytest.mark.parametrize("wants", ["nothing", "all"])
+def test_margins_are_exactly_zero_however_the_head_is_cut(wants, monkeypatch):
+    monkeypatch.setattr(products, "BUDGET", 7 * VOCABULARY * 4)
+    monkeypatch.setattr(products, "KEEP", 0)
+    policy = family("gemma2").requires_grad_(wants == "all")
+    fuse_head(policy)
+    found = score(policy, batch(), FrozenReference.of(policy))
+    assert torch.equal(found.logp, found.reference_logp)
+
+
+def test_no_logits_are_formed(monkeypatch):
+    policy = model()
+    fuse_head(policy)
+    rows, seen = batch(), []
+    policy.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    score(policy, rows, FrozenReference.of(policy), divergence=True).logp.sum().backward()
+    assert len(seen) == 2 and all(VOCABULARY not in output.shape for output in seen)
+
+
+def test_the_model_stays_what_it_was(tmp_path):
+    policy, rows = family("gemma2"), batch()
+    plain = copy.deepcopy(policy)
+    fuse_head(policy)
+    assert torch.equal(policy(input_ids=rows.input_ids).logits, plain(input_ids=rows.input_ids).logits)
+    prompt = rows.input_ids[:1, :3]
+    texts = [m.generate(prompt, max_new_tokens=5, do_sample=False) for m in (policy, plain)]
+    assert torch.equal(*texts)
+    policy.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again) is type(plain) and not has_fused_head(again)
+    other = copy.deepcopy(policy)  # is bound to itself, not to what it was copied from
+    with torch.no_grad():
+        other.get_output_embeddings().weight.mul_(2.0)
+    assert not torch.equal(score(other, rows).logp, score(policy, rows).logp)
+
+
+def test_fusing_twice_changes_nothing():
+    policy = model()
+    assert fuse_head(policy)
+    forward = policy.forward
+    assert fuse_head(policy) and policy.forward == forward
+
+
+class Twice(nn.Linear):
+    def forward(self, hidden):
+        return 2 * super().forward(hidden)
+
+
+class Shifted(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.config = inner.config
+
+    def get_output_embeddings(self):
+        return self.inner.get_output_embeddings()
+
+    def get_input_embeddings(self):
+        return self.inner.get_input_embeddings()
+
+    def forward(self, **inputs):
+        found = self.inner(**inputs)
+        found.logits = found.logits + torch.arange(VOCABULARY)
+        return found
+
+
+def test_an_unknown_head_falls_back_with_one_warning(caplog, monkeypatch):
+    odd = model()
+    odd.lm_head = Twice(32, VOCABULARY, bias=False)
+    shifted, nameless = Shifted(model()), model()
+    nameless.get_output_embeddings = lambda: None
+    rows = batch()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for each, why in ((odd, "Twice"), (shifted, "neither scaled nor capped"), (nameless, "no output embeddings")):
+        caplog.clear()
+        assert not fuse_head(each) and not fuse_head(each)
+        assert [why in record.message for record in caplog.records] == [True]
+    wanted = response_logits(odd, rows).log_softmax(-1).gather(-1, rows.input_ids[:, 1:][rows.shifted][:, None])
+    torch.testing.assert_close(score(odd, rows).token_logp[rows.shifted], wanted.squeeze(-1))
+
+
+def test_low_precision_and_autocast():
+    rows = batch()
+    low = family("llama").bfloat16()
+    fused = copy.deepcopy(low)
+    assert fuse_head(fused)
+    gold = score(family("llama").double(), rows).token_logp
+    errors = [(score(m, rows).token_logp.double() - gold).abs().max() for m in (fused, low)]
+    assert errors[0] <= 1.5 * errors[1]  # logits that are never rounded are no worse
+    full = family("llama")
+    fuse_head(full)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = score(full, rows, FrozenReference.of(full), divergence=True)
+    assert found.token_logp.dtype == torch.float32 and torch.equal(found.logp, found.reference_logp)
+    (found.logp.sum() + found.kl.sum()).backward()
+    assert full.lm_head.weight.grad.dtype == torch.float32
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def wrapped_in(name: str, policy: nn.Module) -> nn.Module:
+    if name == "DDP":
+        return nn.parallel.DistributedDataParallel(policy, find_unused_parameters=True)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (1,))
+    if name == "FSDP, head apart":
+        fully_shard(policy.lm_head, mesh=mesh)
+    for layer in policy.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(policy, mesh=mesh)
+
+
+@pytest.mark.parametrize("name", ["DDP", "FSDP", "FSDP, head apart"])
+def test_wrapped_models(name, one_process):
+    policy, rows = model(), batch()
+    fuse_head(policy)
+    reference = FrozenReference.of(model(seed=1))
+    fuse_head(reference.model)
+
+    def backward(policy):
+        found = score(policy, rows, reference, divergence=True)
+        (found.token_logp.sum() + found.kl.sum()).backward()
+        grads = (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in policy.parameters())
+        return [found.logp.detach(), *(g.clone() for g in grads)]
+
+    wanted = backward(copy.deepcopy(policy))
+    for found, expected in zip(backward(wrapped_in(name, policy)), wanted, strict=True):
+        torch.testing.assert_close(found, expected)
