@@ -85,7 +85,7 @@ FROM_BASE = (1e-4, 2e-4, 4e-4, 8e-4)
 AFTER_SFT = (1e-5, 3e-5, 1e-4, 3e-4)
 AFTER_SFT_HIGHER = (3e-5, 1e-4, 3e-4, 1e-3)
 TRIALS = 12
-BETAS, NOISY_BETAS = (0.1, 0.5, 2.0), (0.01, 0.03, 0.1)
+BETAS, NOISY_BETAS = (0.5, 2.0, 8.0), (0.01, 0.03, 0.1)
 # The search has base models of its own, which no table reports. Five arms hang on the rate of the supervised stage that
 # they share, so it is chosen on three.
 SEARCH_SEEDS, SFT_STAGE_SEEDS = (5,), (5, 6, 7)
@@ -97,7 +97,7 @@ ARMS: dict[str, Arm] = {
     "sft_chosen": Arm(
         "SFT on demonstrations + chosen", preference_stage("sft_chosen", 1.0), FROM_BASE, family="control"
     ),
-    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), AFTER_SFT, BETAS, True, noisy=(AFTER_SFT, NOISY_BETAS)),
+    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), AFTER_SFT, BETAS, True, noisy=(AFTER_SFT, (0.03, 0.1, 0.3))),
     "sft_dpo_replay": Arm(
         "SFT → DPO + replay",
         preference_stage("dpo_nll", REPLAY),
@@ -106,15 +106,29 @@ ARMS: dict[str, Arm] = {
         True,
         noisy=(AFTER_SFT_HIGHER, NOISY_BETAS),
     ),
-    "sft_kto": Arm("SFT → KTO", preference_stage("kto"), AFTER_SFT, (0.5, 1.5, 5.0), True),
-    "sft_una": Arm("SFT → UNA", preference_stage("una"), AFTER_SFT_HIGHER, (0.1, 0.3, 1.0), True),
+    "sft_kto": Arm(
+        "SFT → KTO",
+        preference_stage("kto"),
+        AFTER_SFT,
+        (0.5, 1.5, 5.0),
+        True,
+        noisy=(AFTER_SFT_HIGHER, (0.5, 1.5, 5.0)),
+    ),
+    "sft_una": Arm(
+        "SFT → UNA",
+        preference_stage("una"),
+        AFTER_SFT_HIGHER,
+        (0.3, 1.0, 3.0),
+        True,
+        noisy=(AFTER_SFT_HIGHER, (0.1, 0.3, 1.0)),
+    ),
     "unified_dpo_nll": Arm(
         "unified DPO + NLL",
         preference_stage("dpo_nll", 1.0),
         FROM_BASE,
         BETAS,
         family="unified",
-        noisy=(FROM_BASE, NOISY_BETAS),
+        noisy=(FROM_BASE, (0.003, 0.01, 0.03)),
     ),
     # its gradient per response is at most 0.3 beta and vanishes with the margin: it wants small betas and large rates
     "unified_uft": Arm(
@@ -123,7 +137,7 @@ ARMS: dict[str, Arm] = {
         (4e-4, 8e-4, 1.6e-3, 3.2e-3),
         (0.01, 0.03, 0.1),
         family="unified",
-        noisy=((2e-4, 4e-4, 8e-4, 1.6e-3), (0.001, 0.003, 0.01)),
+        noisy=((2e-4, 4e-4, 8e-4, 1.6e-3), (0.0003, 0.001, 0.003)),
     ),
 }
 

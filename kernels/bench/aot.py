@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 os.environ["TRITON_INTERPRET"] = "0"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
-from uft_kernels import token_divergence, token_logprob  # noqa: F401
+from uft_kernels import linear_filter, token_divergence, token_logprob  # noqa: F401
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -38,31 +39,52 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SPILLS = 64
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RESULTS = Path(__file__).parent / "results"
-LOGPROB, DIVERGENCE = (sys.modules[f"uft_kernels.{name}"] for name in ("token_logprob", "token_divergence"))
-NUMBERS = {"temperature": "fp32", "softcap": "fp32", "js_weight": "fp32", "stride": "i32", "V": "i32", "N": "i32"}
+LOGPROB, DIVERGENCE, FILTER = (
+    sys.modules[f"uft_kernels.{name}"] for name in ("token_logprob", "token_divergence", "linear_filter")
+)
+NUMBERS = {"temperature": "fp32", "softcap": "fp32", "js_weight": "fp32", "stride": "i32", "column": "i32"}
+NUMBERS |= dict.fromkeys("NVD", "i32")
+INDICES = {"target_ptr", "token_ptr", "tile_ptr", "first_ptr"}
+# of the dtype of the model; every other pointer is float32
+OPERANDS = {f"{name}_ptr" for name in ("logits", "policy", "reference", "gradient", "hidden", "weight", "bias", "dz")}
 
 
 class Configuration(NamedTuple):
     name: str
     kernel: Any
     constants: dict[str, Any]
-    dtype: str  # of the logits
+    dtype: str  # of the logits, or of hidden states and head
+
+    @property
+    def warps(self) -> int:
+        return FILTER.WARPS if self.name.startswith("linear_filter") else 4
 
 
 def configurations() -> Iterator[Configuration]:
     """What the Python side of each kernel can ask for; the block is the one that large vocabularies get."""
     for dtype, capped in product(("bf16", "fp32"), (False, True)):
         common = {"CAPPED": capped, "IGNORED": LOGPROB.IGNORE, "BLOCK_V": LOGPROB.BLOCK_V}
-        yield Configuration("token_logprob forward", LOGPROB._forward_kernel, common, dtype)
+        for maxima in (False, True):
+            constants = {**common, "WITH_MAXIMA": maxima, "ENTRIES": LOGPROB.ENTRIES}
+            yield Configuration("token_logprob forward", LOGPROB._forward_kernel, constants, dtype)
         for entropy in (False, True):
             constants = {**common, "WITH_ENTROPY": entropy}
             yield Configuration("token_logprob backward", LOGPROB._backward_kernel, constants, dtype)
+        for biased in (False, True):
+            constants = {"CAPPED": capped, "BIASED": biased, "WITH_ENTROPY": True, **FILTER.tile_of(DTYPES[dtype])}
+            yield Configuration("linear_filter logits", FILTER._logit_gradient_kernel, constants, dtype)
         for js, target in product((False, True), (False, True)):
             constants = {"CAPPED": capped, "REFERENCE_CAPPED": capped, "WITH_JS": js, "WITH_TARGET": target,
                          "BLOCK_V": DIVERGENCE.BLOCK_V}  # fmt: skip
             yield Configuration("token_divergence forward", DIVERGENCE._forward_kernel, constants, dtype)
             yield Configuration("token_divergence backward", DIVERGENCE._backward_kernel, constants, dtype)
+
+    for dtype in ("bf16", "fp32"):
+        step, tile = FILTER.step_of(DTYPES[dtype]), FILTER.tile_of(DTYPES[dtype])
+        yield Configuration("linear_filter weight gradient", FILTER._weight_gradient_kernel, step, dtype)
+        yield Configuration("linear_filter contribution", FILTER._contribution_kernel, tile, dtype)
 
 
 def signature(configuration: Configuration) -> dict[str, str]:
@@ -71,8 +93,7 @@ def signature(configuration: Configuration) -> dict[str, str]:
         if name in configuration.constants:
             found[name] = "constexpr"
         elif name.endswith("_ptr"):
-            of_logits = name in ("logits_ptr", "policy_ptr", "reference_ptr", "gradient_ptr")
-            found[name] = "*i64" if name == "target_ptr" else f"*{configuration.dtype}" if of_logits else "*fp32"
+            found[name] = "*i64" if name in INDICES else f"*{configuration.dtype}" if name in OPERANDS else "*fp32"
         else:
             found[name] = next(kind for part, kind in NUMBERS.items() if part in name)
     return found
@@ -86,10 +107,10 @@ def build(configuration: Configuration, target: str) -> dict[str, Any]:
         fn=configuration.kernel, signature=signature(configuration), constexprs=configuration.constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )  # fmt: skip
-    compiled = compile_kernel(source, target=TARGETS[target], options={"num_warps": 4})
+    compiled = compile_kernel(source, target=TARGETS[target], options={"num_warps": configuration.warps})
     cost = _amd(compiled) if target.startswith("gfx") else _nvidia(compiled)
     constants = {name: value for name, value in configuration.constants.items() if name != "IGNORED"}
-    return {"kernel": configuration.name, "logits": configuration.dtype, **constants, "target": target,
+    return {"kernel": configuration.name, "dtype": configuration.dtype, **constants, "target": target,
             **cost, "shared_bytes": compiled.metadata.shared}  # fmt: skip
 
 
@@ -140,6 +161,8 @@ def main() -> int:
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     if arguments.write:
+        if arguments.kernels:  # the others stay as they were
+            rows = [row for row in json.loads(path.read_text()) if arguments.kernels not in row["kernel"]] + rows
         path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
         print(path.name)
     return int(any(row["spilled_bytes"] > SPILLS for row in rows))

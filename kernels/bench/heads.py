@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -70,8 +71,11 @@ CASES = {
 
 
 def make_inputs(shape: Shape, wants: tuple[bool, bool], device: torch.device, dtype: torch.dtype, peaked: bool):
-    """Random hidden states with logits of standard deviation 3; `peaked`: the target has a probability of about 0.9,
-    as in a trained model."""
+    """Random hidden states with logits of standard deviation 3.
+
+    peaked   the target has a probability of about 0.9, and of the other entries about 0.02 % have one above 2^-12, as
+             in trained models (arXiv:2411.09009, section 5)
+    """
     generator = torch.Generator(device=device).manual_seed(0)
 
     def normal(*sizes: int) -> Tensor:
@@ -80,10 +84,14 @@ def make_inputs(shape: Shape, wants: tuple[bool, bool], device: torch.device, dt
     _, N, D, V = shape
     weight = normal(V, D)
     target = torch.randint(0, V, (N,), generator=generator, device=device)
-    hidden = normal(N, D) * 3 / D**0.5
+    spread = 3.0
     if peaked:
-        # the target's logit is about log(9 V) above what the others sum to
-        reach = torch.log(torch.tensor(9.0 * V)) + 4.5
+        # logits of standard deviation s sum to V e^(s^2 / 2), the target has nine times that; an entry is above 2^-12
+        # where it is log(9 V) + s^2 / 2 - 8.3 above 0, which shall be 3.5 s
+        spread = 3.5 - max(0.0, 3.5**2 - 2 * (math.log(9 * V) - 8.3)) ** 0.5
+    hidden = normal(N, D) * spread / D**0.5
+    if peaked:
+        reach = math.log(9 * V) + spread**2 / 2
         hidden = hidden + weight[target] * (reach / weight[target].square().sum(-1, keepdim=True))
     other = hidden + normal(N, D) * 0.5 / D**0.5, weight + normal(V, D) * 0.02
     sequence = torch.arange(N, device=device) // max(1, N // 16)
@@ -228,7 +236,7 @@ def main(words: list[str] | None = None) -> int:
     else:
         shapes = [Shape(name, N, *HEADS[name]) for name in arguments.heads for N in arguments.tokens]
     for case in CASES.values() if arguments.only else ():
-        for name in [n for n in case.makers if n not in ("ours", *arguments.only)]:
+        for name in [n for n in case.makers if n not in ("ours", "ours, filtered", *arguments.only)]:
             del case.makers[name]
 
     about, rows = environment(device), []

@@ -11,6 +11,7 @@ Products of 2NVD flops each:
     the head is frozen                 2           0         dl/dh is a row U[n]; whatever arrives only scales it
     the head is trained                1           3         logits again, dW, dh; slabs of the vocabulary outside
     ... and the logits are few         1           2         dW, dh; the logits were kept (`products.KEEP`)
+    filter_eps > 0                     1        little       blocks of the vocabulary that matter (`linear_filter`)
 
 The frozen form needs one product less than recomputing, and none in the backward; with the entropy one more, for its
 row.  The trained form goes through slabs of the vocabulary, so that each slab of dW is one product over all tokens,
@@ -30,8 +31,10 @@ from torch import Tensor
 
 from uft_kernels import products
 from uft_kernels.backend import accumulation
+from uft_kernels.linear_filter import active_pairs, pair_gradients
 from uft_kernels.products import add_product, chunks, fits, product, slabs
 from uft_kernels.token_logprob import (
+    ENTRIES,
     IGNORE,
     Rows,
     backward_rows,
@@ -99,18 +102,22 @@ class _LinearLogprob(torch.autograd.Function):
     """(logp, entropy, top1).  `weight` and `bias` are frozen where they want no gradient."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, scales, entropy, top1):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, scales, entropy, top1, filter_eps):
         wants_hidden, *wants_head = ctx.needs_input_grad[:3]
-        ctx.frozen, ctx.scales = wants_hidden and not any(wants_head), scales
+        filtered = filter_eps > 0 and any(ctx.needs_input_grad[:3])
+        ctx.frozen, ctx.scales = wants_hidden and not any(wants_head) and not filtered, scales
+        ctx.filter_eps = filter_eps if filtered else 0.0
         ctx.set_materialize_grads(False)
         N, V = len(hidden_ND), len(weight_VD)
         rows, hit_N = _empty_rows(hidden_ND), torch.zeros(N, dtype=torch.bool, device=hidden_ND.device)
         effects = [torch.empty_like(hidden_ND) for _ in range(1 + entropy)] if ctx.frozen else []  # dl/dh and dH/dh
-        ctx.kept = any(wants_head) and fits(N, V, hidden_ND.dtype, products.KEEP)
+        maxima_NB = hidden_ND.new_empty(N, -(-V // ENTRIES), dtype=accumulation(hidden_ND.dtype)) if filtered else None
+        ctx.kept = any(wants_head) and not filtered and fits(N, V, hidden_ND.dtype, products.KEEP)
         kept_NV = room_for_logits(hidden_ND, V) if ctx.kept else None
         for part in chunks(N, V, hidden_ND.dtype):
             logits_NV = head(hidden_ND[part], weight_VD, bias_V, kept_NV[part] if ctx.kept else None)
-            found = forward_rows(logits_NV, target_N[part], **scales.folded)
+            maxima = maxima_NB[part] if filtered else None
+            found = forward_rows(logits_NV, target_N[part], maxima_NB=maxima, **scales.folded)
             for whole, value in zip(rows, found):
                 whole[part] = value
             if top1:
@@ -120,7 +127,7 @@ class _LinearLogprob(torch.autograd.Function):
                 out_NV = torch.empty(logits_NV.shape, dtype=hidden_ND.dtype, device=hidden_ND.device)
                 backward_rows(logits_NV, target_N[part], found, *grads, out_NV, **scales.folded)
                 effect_ND[part] = product(out_NV, weight_VD)
-        saved = effects if ctx.frozen else (hidden_ND, weight_VD, bias_V, target_N, kept_NV, *rows)
+        saved = effects if ctx.frozen else (hidden_ND, weight_VD, bias_V, target_N, kept_NV, maxima_NB, *rows)
         ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(hit_N)
         return rows.logp, rows.entropy, hit_N
@@ -128,12 +135,20 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logp_N, grad_entropy_N, _):
-        nothing = (None,) * 7
+        nothing = (None,) * 8
         if grad_logp_N is None and grad_entropy_N is None:
             return nothing
         if ctx.frozen:
             return scaled(ctx.saved_tensors, (grad_logp_N, grad_entropy_N)), *nothing[1:]
-        hidden_ND, weight_VD, bias_V, target_N, kept_NV, *rows = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, target_N, kept_NV, maxima_NB, *rows = ctx.saved_tensors
+        wanted, upstream = ctx.needs_input_grad[:3], (grad_logp_N, grad_entropy_N)
+        if maxima_NB is not None:
+            pairs = active_pairs(maxima_NB, Rows(*rows), target_N, upstream, ctx.filter_eps)
+            if pairs is not None:
+                found = pair_gradients(
+                    hidden_ND, weight_VD, bias_V, target_N, Rows(*rows), pairs, upstream, wanted, ctx.scales.folded
+                )
+                return *found, *nothing[3:]
 
         def logits(tokens, slab):
             if kept_NV is not None:
@@ -142,10 +157,10 @@ class _LinearLogprob(torch.autograd.Function):
 
         def gradient(tokens, slab, local_N, out_NS):
             here = Rows(*(value[tokens] for value in rows))
-            grads = (None if g is None else g[tokens] for g in (grad_logp_N, grad_entropy_N))
+            grads = (None if g is None else g[tokens] for g in upstream)
             backward_rows(logits(tokens, slab), local_N, here, *grads, out_NS, **ctx.scales.folded)
 
-        found = slab_gradients(hidden_ND, weight_VD, bias_V, target_N, ctx.needs_input_grad[:3], gradient)
+        found = slab_gradients(hidden_ND, weight_VD, bias_V, target_N, wanted, gradient)
         return *found, *nothing[3:]
 
 
@@ -224,6 +239,7 @@ def linear_logprob(
     logit_scale: float = 1.0,
     entropy: bool = False,
     top1: bool = False,
+    filter_eps: float = 0.0,
     kept: int | None = None,
 ) -> LinearLogprob:
     """Log-probability of each token's target under a linear head, in nats.
@@ -235,6 +251,8 @@ def linear_logprob(
     temperature, softcap, logit_scale   the softmax is over softcap * tanh(logit_scale * z / softcap) / temperature
     entropy       also the entropy of each distribution; it too has a gradient
     top1          also whether the target is the likeliest token
+    filter_eps    blocks of 128 entries in which no probability is above this, and not the target, count as 0 in the
+                  gradient; 0 is exact.  See `linear_filter`
     kept          how many targets are not IGNORE, where the caller knows: saves a synchronisation with the device
     returns       LinearLogprob of [N] tensors
 
@@ -243,11 +261,13 @@ def linear_logprob(
     """
     check_head(hidden_ND, weight_VD, bias_V, target_N)
     check_scales(temperature, softcap)
+    if not 0.0 <= filter_eps < 1.0:
+        raise ValueError(f"filter_eps is {filter_eps}; want a probability in [0, 1)")
     hidden_ND, weight_VD, bias_V = autocast(hidden_ND, weight_VD, bias_V)
     index_K = kept_rows(target_N, kept)
     found = _LinearLogprob.apply(
         hidden_ND[index_K].contiguous(), weight_VD, bias_V, target_N[index_K],
-        Scales(temperature, softcap, logit_scale), entropy, top1,
+        Scales(temperature, softcap, logit_scale), entropy, top1, filter_eps,
     )  # fmt: skip
     logp, entropies, hits = (spread(value, index_K, len(target_N)) for value in found)
     return LinearLogprob(logp, entropies if entropy else None, hits if top1 else None)

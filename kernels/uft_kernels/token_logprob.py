@@ -26,6 +26,7 @@ from uft_kernels.backend import accumulation, jit, row_blocks, tl, triton, uses_
 
 IGNORE = -100
 BLOCK_V = 4096
+ENTRIES = 128  # of a block whose largest logit is kept where that is asked for
 
 
 class TokenLogprob(NamedTuple):
@@ -110,12 +111,15 @@ def _forward_kernel(
     entropy_ptr,
     peak_ptr,
     log_sum_ptr,
+    maxima_ptr,  # [N, B] float32, out: the largest z' of each block; or unused
     row_stride,
     V,
     inverse_temperature,
     softcap,
     CAPPED: tl.constexpr,
+    WITH_MAXIMA: tl.constexpr,
     IGNORED: tl.constexpr,
+    ENTRIES: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     # int64: 16k rows of a 150k vocabulary are more than 2^31 elements
@@ -137,6 +141,11 @@ def _forward_kernel(
     for start in range(0, V, BLOCK_V):
         v = start + tl.arange(0, BLOCK_V)
         z = load_logits(logits_ptr, v, V, inverse_temperature, softcap, CAPPED)  # [BLOCK_V]
+        if WITH_MAXIMA:
+            b = start // ENTRIES + tl.arange(0, BLOCK_V // ENTRIES)
+            blocks = tl.cdiv(V, ENTRIES)
+            largest = tl.max(tl.reshape(z, [BLOCK_V // ENTRIES, ENTRIES]), 1)
+            tl.store(maxima_ptr + n * blocks + b, largest, mask=b < blocks)
         m_new = tl.maximum(m, tl.max(z, 0))
         scale = tl.exp(m - m_new)
         e = tl.exp(z - m_new)
@@ -196,20 +205,29 @@ def _backward_kernel(
 
 
 def forward_rows(
-    logits_NV: Tensor, target_N: Tensor, *, temperature: float = 1.0, softcap: float | None = None
-) -> Rows:
-    """Everything about each row that one reading of the logits gives."""
+    logits_NV: Tensor, target_N: Tensor, *, temperature: float = 1.0, softcap: float | None = None,
+    maxima_NB: Tensor | None = None,
+) -> Rows:  # fmt: skip
+    """Everything about each row that one reading of the logits gives; `maxima_NB` is filled with the largest entry of
+    each block of ENTRIES, if given."""
     N, V = logits_NV.shape
     rows = Rows(*torch.empty(4, N, dtype=accumulation(logits_NV.dtype), device=logits_NV.device))
     if not uses_triton(logits_NV):
         for block in row_blocks(logits_NV):
-            found = _forward_block(effective(logits_NV[block], temperature, softcap), target_N[block])
+            z_NV = effective(logits_NV[block], temperature, softcap)
+            found = _forward_block(z_NV, target_N[block])
+            if maxima_NB is not None:
+                beyond = maxima_NB.shape[1] * ENTRIES - V
+                padded_NV = torch.nn.functional.pad(z_NV, (0, beyond), value=float("-inf"))
+                maxima_NB[block] = padded_NV.unflatten(1, (-1, ENTRIES)).amax(-1)
             for whole_N, value_N in zip(rows, found):
                 whole_N[block] = value_N
     elif N:
+        block = min(BLOCK_V, triton.next_power_of_2(V))
         _forward_kernel[(N,)](
-            logits_NV, target_N, *rows, logits_NV.stride(0), V, 1 / temperature, softcap or 1.0,
-            CAPPED=softcap is not None, IGNORED=IGNORE, BLOCK_V=min(BLOCK_V, triton.next_power_of_2(V)),
+            logits_NV, target_N, *rows, rows.logp if maxima_NB is None else maxima_NB, logits_NV.stride(0), V,
+            1 / temperature, softcap or 1.0, CAPPED=softcap is not None, WITH_MAXIMA=maxima_NB is not None,
+            IGNORED=IGNORE, ENTRIES=ENTRIES, BLOCK_V=block if maxima_NB is None else max(block, ENTRIES),
         )  # fmt: skip
     return rows
 
