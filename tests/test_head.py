@@ -257,3 +257,17 @@ def test_wrapped_models(name, one_process):
     wanted = backward(copy.deepcopy(policy))
     for found, expected in zip(backward(wrapped_in(name, policy)), wanted, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_a_filter_of_the_backward_changes_gradients_and_no_value(monkeypatch):
+    from uft_kernels import linear_filter
+
+    monkeypatch.setattr(linear_filter, "DENSE", 2.0)
+    exact, rows = model(vocab_size=1000), batch()
+    filtered = copy.deepcopy(exact)
+    fuse_head(exact), fuse_head(filtered, filter_eps=0.01)
+    found, wanted = (scored(policy, rows) for policy in (filtered, exact))
+    assert torch.equal(found[0][0], wanted[0][0])
+    assert not torch.allclose(found[1][-1], wanted[1][-1])
+    # nothing of a model of 1,000 equally likely entries is above 0.01 but what the targets' blocks hold
+    assert 0 < int(found[1][-1].any(-1).sum()) < 1000 == int(wanted[1][-1].any(-1).sum())

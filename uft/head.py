@@ -164,7 +164,7 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
             return rows[None]
         # one tensor goes through the module's hooks, and every gradient comes back through it: FSDP waits for that to
         # gather the head's weight again
-        found, values = _through_one(_compute(state, score))
+        found, values = _through_one(_compute(state, score, model.head_filter_eps))
         return values
 
     with _instead(head, instead):
@@ -180,10 +180,12 @@ def _through_one(found: HeadOutput) -> tuple[HeadOutput, Tensor]:
     return HeadOutput(**{**found, **differentiable}), values
 
 
-def _compute(ours: HeadState, score: Wanted) -> HeadOutput:
+def _compute(ours: HeadState, score: Wanted, filter_eps: float) -> HeadOutput:
     kept, target = len(score.target), score.target  # every token counts: nothing to look for
     if score.reference is None:
-        found = linear_logprob(ours.hidden, ours.weight, target, ours.bias, kept=kept, **ours.scales._asdict())
+        found = linear_logprob(
+            ours.hidden, ours.weight, target, ours.bias, kept=kept, filter_eps=filter_eps, **ours.scales._asdict()
+        )
         return HeadOutput(logp=found.logp)
     theirs = score.reference
     found = linear_divergence(
@@ -197,13 +199,16 @@ def _compute(ours: HeadState, score: Wanted) -> HeadOutput:
 # ---- fusing ----
 
 
-def fuse_head(model: nn.Module) -> bool:
+def fuse_head(model: nn.Module, filter_eps: float = 0.0) -> bool:
     """Gives the model a fused head where that computes what its logits say; else warns once and changes nothing.
 
-    Runs the model twice on four tokens.  Returns whether the head is fused.  Harmless to call again.
+    filter_eps   see `uft_kernels.linear_logprob`; of log-probabilities alone, divergences are always exact
+
+    Runs the model once on four tokens.  Returns whether the head is fused.  Harmless to call again.
     """
     model = causal_model(model)
     if getattr(model, "fused_head", None) is not None:
+        model.head_filter_eps = filter_eps
         return True
     if getattr(model, "_head_refused", False):
         return False
@@ -218,7 +223,8 @@ def fuse_head(model: nn.Module) -> bool:
         )  # fmt: skip
         model._head_refused = True
         return False
-    model.fused_head, model._unfused_forward = scales, model.__dict__.get("forward")
+    model.fused_head, model.head_filter_eps = scales, filter_eps
+    model._unfused_forward = model.__dict__.get("forward")
     model.forward = MethodType(_scoring(type(model).forward), model)
     return True
 

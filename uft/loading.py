@@ -44,7 +44,7 @@ def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Mod
             elif isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0
     if args.fused_head:
-        fuse_head(policy)
+        fuse_head(policy, args.filter_eps)
     return policy
 
 

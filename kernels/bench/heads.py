@@ -44,7 +44,7 @@ class Shape(NamedTuple):
 HEADS = {"Qwen 0.6B": (1024, 151_936), "Llama 1B": (2048, 128_256), "Llama 8B": (4096, 128_256),
          "Gemma 2B": (2304, 256_000)}  # fmt: skip
 TOKENS = (4096, 8192, 16_384)
-ON_CPU = [Shape("small", 512, 256, 8192), Shape("wide", 512, 128, 32_768)]
+ON_CPU = [Shape("small", 512, 256, 8192), Shape("wide", 256, 512, 32_768)]
 
 
 class Case(NamedTuple):
@@ -220,7 +220,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--heads", nargs="+", choices=tuple(HEADS), default=list(HEADS))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--shape", nargs=3, type=int, metavar=("N", "D", "V"), help="this shape alone")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, help="default: 12 on a GPU, else 5")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--only", nargs="+", help="these rivals alone (ours is always there)")
     parser.add_argument("--peers", type=Path, help="folder that holds trl/kernels, where TRL is not installed")
@@ -228,6 +228,7 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rivals.PEERS[0] = arguments.peers
+    rounds = arguments.rounds or (12 if device.type == "cuda" else 5)
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     if arguments.shape:
         shapes = [Shape("given", *arguments.shape)]
@@ -245,14 +246,14 @@ def main(words: list[str] | None = None) -> int:
     machine = re.sub(r"[^a-z0-9]+", "-", about["hardware"].lower().split(",")[0].removeprefix("nvidia ")).strip("-")
     path = arguments.output / f"heads-{'cpu' if device.type == 'cpu' else machine}.json"
     for number, (case, shape, peaked) in enumerate(planned, 1):
-        row = bench(case, shape, device, dtype, peaked, arguments.rounds)
+        row = bench(case, shape, device, dtype, peaked, rounds)
         rows.append(row)
         told = ", ".join(f"{n} {r['to_floor']:.2f}" for n, r in row["rivals"].items() if "ms" in r)
         print(
             f"{number}/{len(planned)} {case}, {shape.N} x {shape.D} x {shape.V}{' peaked' * peaked}: {told}", flush=True
         )
         # after each row: a run that is cut off keeps what it has
-        path.write_text(json.dumps({**about, "rounds": arguments.rounds, "rows": rows}, indent=1) + "\n")
+        path.write_text(json.dumps({**about, "rounds": rounds, "rows": rows}, indent=1) + "\n")
     told = f"{about['hardware']}; torch {about['torch']}, triton {about['triton']}; {about['date']}"
     title = "# Heads: time as a ratio to the floor, with quartiles, memory beyond inputs and gradients, error"
     path.with_suffix(".md").write_text(f"{title}\n\n{told}.\n\n{table(rows)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ except ImportError:  # macOS, Windows
 
 CACHED = 2**18  # entries
 
-_chosen: ContextVar[str | None] = ContextVar("form", default=None)
+_chosen: str | None = None  # not a ContextVar, which torch.compile cannot look into
 
 
 def jit(function: Callable) -> Callable:
@@ -36,19 +35,19 @@ def form(name: str) -> Iterator[None]:
         raise ValueError(f"form is {name!r}; want torch or triton")
     if name == "triton" and triton is None:
         raise ValueError("form is 'triton', which is not installed")
-    token = _chosen.set(name)
+    global _chosen
+    before, _chosen = _chosen, name
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen = before
 
 
 def uses_triton(tensor: Tensor) -> bool:
     """float64 is for references and goes to PyTorch."""
     if triton is None or tensor.dtype == torch.float64:
         return False
-    chosen = _chosen.get()
-    return chosen == "triton" if chosen else tensor.is_cuda
+    return _chosen == "triton" if _chosen else tensor.is_cuda
 
 
 def row_blocks(rows_NV: Tensor) -> Iterator[slice]:

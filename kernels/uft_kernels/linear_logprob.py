@@ -12,6 +12,8 @@ Products of 2NVD flops each:
     the head is trained                1           3         logits again, dW, dh; slabs of the vocabulary outside
     ... and the logits are few         1           2         dW, dh; the logits were kept (`products.KEEP`)
     filter_eps > 0                     1        little       blocks of the vocabulary that matter (`linear_filter`)
+    vocabulary in shards               1           3         each on its rank; one all-gather of [4, N], one all-reduce
+                                                             of dh (`vocabulary_parallel`)
 
 The frozen form needs one product less than recomputing, and none in the backward; with the entropy one more, for its
 row.  The trained form goes through slabs of the vocabulary, so that each slab of dW is one product over all tokens,
@@ -24,7 +26,7 @@ Order of this file: reference, autograd, public function.  N tokens, D hidden, V
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +44,7 @@ from uft_kernels.token_logprob import (
     forward_rows,
     token_logprob_reference,
 )
+from uft_kernels.vocabulary_parallel import Shard, gathered, merged
 
 TOKENS = 16_384  # per slab of the vocabulary in the backward
 
@@ -102,13 +105,16 @@ class _LinearLogprob(torch.autograd.Function):
     """(logp, entropy, top1).  `weight` and `bias` are frozen where they want no gradient."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, scales, entropy, top1, filter_eps):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, scales, entropy, top1, filter_eps, shard):
         wants_hidden, *wants_head = ctx.needs_input_grad[:3]
         filtered = filter_eps > 0 and any(ctx.needs_input_grad[:3])
-        ctx.frozen, ctx.scales = wants_hidden and not any(wants_head) and not filtered, scales
+        ctx.frozen = wants_hidden and not any(wants_head) and not filtered and shard is None
+        ctx.scales, ctx.shard = scales, shard
         ctx.filter_eps = filter_eps if filtered else 0.0
         ctx.set_materialize_grads(False)
         N, V = len(hidden_ND), len(weight_VD)
+        if shard is not None:
+            whole_N, target_N = target_N, shard.local(target_N, V).clamp(min=0)
         rows, hit_N = _empty_rows(hidden_ND), torch.zeros(N, dtype=torch.bool, device=hidden_ND.device)
         effects = [torch.empty_like(hidden_ND) for _ in range(1 + entropy)] if ctx.frozen else []  # dl/dh and dH/dh
         maxima_NB = hidden_ND.new_empty(N, -(-V // ENTRIES), dtype=accumulation(hidden_ND.dtype)) if filtered else None
@@ -127,6 +133,9 @@ class _LinearLogprob(torch.autograd.Function):
                 out_NV = torch.empty(logits_NV.shape, dtype=hidden_ND.dtype, device=hidden_ND.device)
                 backward_rows(logits_NV, target_N[part], found, *grads, out_NV, **scales.folded)
                 effect_ND[part] = product(out_NV, weight_VD)
+        if shard is not None:
+            target_N = shard.local(whole_N, V)
+            rows = merged(gathered(torch.stack([*rows, (target_N >= 0).to(rows.logp.dtype)]), shard.group))
         saved = effects if ctx.frozen else (hidden_ND, weight_VD, bias_V, target_N, kept_NV, maxima_NB, *rows)
         ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(hit_N)
@@ -135,7 +144,7 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logp_N, grad_entropy_N, _):
-        nothing = (None,) * 8
+        nothing = (None,) * 9
         if grad_logp_N is None and grad_entropy_N is None:
             return nothing
         if ctx.frozen:
@@ -160,8 +169,10 @@ class _LinearLogprob(torch.autograd.Function):
             grads = (None if g is None else g[tokens] for g in upstream)
             backward_rows(logits(tokens, slab), local_N, here, *grads, out_NS, **ctx.scales.folded)
 
-        found = slab_gradients(hidden_ND, weight_VD, bias_V, target_N, wanted, gradient)
-        return *found, *nothing[3:]
+        grad_hidden, *rest = slab_gradients(hidden_ND, weight_VD, bias_V, target_N, wanted, gradient)
+        if ctx.shard is not None and grad_hidden is not None:  # each shard's part of the sum over the vocabulary
+            torch.distributed.all_reduce(grad_hidden, group=ctx.shard.group)
+        return grad_hidden, *rest, *nothing[3:]
 
 
 def room_for_logits(hidden_ND: Tensor, V: int) -> Tensor:
@@ -241,6 +252,8 @@ def linear_logprob(
     top1: bool = False,
     filter_eps: float = 0.0,
     kept: int | None = None,
+    group: Any = None,
+    first: int = 0,
 ) -> LinearLogprob:
     """Log-probability of each token's target under a linear head, in nats.
 
@@ -254,6 +267,9 @@ def linear_logprob(
     filter_eps    blocks of 128 entries in which no probability is above this, and not the target, count as 0 in the
                   gradient; 0 is exact.  See `linear_filter`
     kept          how many targets are not IGNORE, where the caller knows: saves a synchronisation with the device
+    group, first  a torch.distributed group that shares the vocabulary, and this rank's first entry; hidden states,
+                  targets (of the whole vocabulary) and upstream gradients are the same on every rank, and each gets
+                  the whole gradient of the hidden states
     returns       LinearLogprob of [N] tensors
 
     Under autocast, hidden states and head are taken in its dtype.
@@ -263,11 +279,14 @@ def linear_logprob(
     check_scales(temperature, softcap)
     if not 0.0 <= filter_eps < 1.0:
         raise ValueError(f"filter_eps is {filter_eps}; want a probability in [0, 1)")
+    if group is not None and (top1 or filter_eps):
+        raise ValueError("a vocabulary in shards knows neither top1 nor filter_eps")
     hidden_ND, weight_VD, bias_V = autocast(hidden_ND, weight_VD, bias_V)
     index_K = kept_rows(target_N, kept)
     found = _LinearLogprob.apply(
         hidden_ND[index_K].contiguous(), weight_VD, bias_V, target_N[index_K],
         Scales(temperature, softcap, logit_scale), entropy, top1, filter_eps,
+        None if group is None else Shard(group, first),
     )  # fmt: skip
     logp, entropies, hits = (spread(value, index_K, len(target_N)) for value in found)
     return LinearLogprob(logp, entropies if entropy else None, hits if top1 else None)

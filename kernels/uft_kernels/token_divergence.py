@@ -303,7 +303,7 @@ def backward_pair(
     grads   upstream gradients [N] of logp, kl, reverse_kl, entropy, js; None is 0
     """
     N, V = policy_NV.shape
-    zero = torch.zeros_like(pair.kl)
+    zero, reverse = torch.zeros_like(pair.kl), grads[2] is not None
     grads = torch.stack([zero if g is None else g.to(zero.dtype) for g in grads])
     if uses_triton(policy_NV):
         if N:
@@ -316,13 +316,15 @@ def backward_pair(
         return out_NV
     for block in row_blocks(policy_NV):
         at, here = None if target_N is None else target_N[block], Pair(*(value_N[block] for value_N in pair))
-        out_NV[block] = _backward_block(policy_NV[block], reference_NV[block], at, here, grads[:, block], scales)
+        upstream = grads[:, block]
+        out_NV[block] = _backward_block(policy_NV[block], reference_NV[block], at, here, upstream, scales, reverse)
     return out_NV
 
 
 def _backward_block(
-    policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | None, pair: Pair, grads: Tensor, scales: Scales
-) -> Tensor:
+    policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | None, pair: Pair, grads: Tensor, scales: Scales,
+    reverse: bool,
+) -> Tensor:  # fmt: skip
     z, w = _effective(policy_NV, reference_NV, scales)
     log_p = (z - pair.peak[:, None]) - pair.log_sum[:, None]
     log_q = (w - pair.reference_peak[:, None]) - pair.reference_log_sum[:, None]
@@ -332,7 +334,7 @@ def _backward_block(
         log_r = _log_mixture(log_p, log_q, scales.js_weight)
         inside += to_js * (1 - scales.js_weight) * (log_p - log_r - pair.to_mixture[:, None])
     dz = torch.where(p > 0, p * inside, 0.0)
-    if to_reverse.any():
+    if reverse:
         dz += to_reverse * (p - log_q.exp())
     if target_N is not None:
         dz += to_logp * onehot_minus(p, target_N)

@@ -255,6 +255,40 @@ def test_gradcheck_of_the_operations():
             assert torch.autograd.gradcheck(operation, inputs)
 
 
+@HEADS
+@pytest.mark.parametrize("operation", ["logprob", "divergence"])
+def test_compiles_without_a_graph_break(operation, trained, device):
+    """Where the caller says how many tokens count; otherwise their number is data, and dynamo breaks there."""
+    hidden, weight, _, target = make(20, 24, 301, torch.float32, device)
+    target = target.clamp(min=0)
+
+    def function(hidden, weight):
+        if operation == "logprob":
+            return linear_logprob(2 * hidden, weight, target, kept=20).logp.sum()
+        found = linear_divergence(2 * hidden, weight, hidden.detach(), weight.detach(), target, kept=20)
+        return (found.logp + found.kl).sum()
+
+    def run(function):
+        hidden_, weight_ = leaves((hidden, weight), torch.float32, trained)
+        loss = function(hidden_, weight_)
+        return [loss, *gradients(loss, (hidden_, weight_))]
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for found, wanted in zip(run(compiled), run(function), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@HEADS
+def test_forms_agree_to_the_bit(trained, form, device, pieces):
+    """Whatever wants a gradient: rewards of an unchanged policy are exactly 0."""
+    hidden, weight, bias, target = make(37, 24, 301, torch.bfloat16, device)
+    without = linear_logprob(hidden, weight, target, bias).logp
+    inputs = leaves((hidden, weight, bias), torch.bfloat16, trained)
+    assert torch.equal(linear_logprob(*inputs[:2], target, inputs[2]).logp, without)
+    found = linear_divergence(*inputs[:2], hidden, weight, target, inputs[2], bias)
+    assert torch.equal(found.reference_logp, found.logp)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
