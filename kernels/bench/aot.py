@@ -4,8 +4,9 @@
     python kernels/bench/aot.py --write    also writes kernels/bench/results/aot-triton<version>.json
     python kernels/bench/aot.py --check    compares with that file instead; --targets and --kernels take a part of it
 
-Columns: registers per thread, bytes spilled per thread, shared memory per block.  A kernel that spills more than
-SPILLS bytes fails.  Not with TRITON_INTERPRET=1, under which there is nothing to compile.
+Columns: registers per thread, bytes spilled per thread, shared memory per block, and on Hopper the matrix instructions
+(wgmma) of kernels that multiply.  A kernel that spills more than SPILLS bytes fails.  Not with TRITON_INTERPRET=1,
+under which there is nothing to compile.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
-from uft_kernels import linear_filter, token_divergence, token_logprob  # noqa: F401
+from uft_kernels import linear_filter, linear_rows, token_divergence, token_logprob  # noqa: F401
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -41,8 +42,8 @@ TARGETS = {
 SPILLS = 64
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RESULTS = Path(__file__).parent / "results"
-LOGPROB, DIVERGENCE, FILTER = (
-    sys.modules[f"uft_kernels.{name}"] for name in ("token_logprob", "token_divergence", "linear_filter")
+LOGPROB, DIVERGENCE, FILTER, ROWS = (
+    sys.modules[f"uft_kernels.{name}"] for name in ("token_logprob", "token_divergence", "linear_filter", "linear_rows")
 )
 NUMBERS = {"temperature": "fp32", "softcap": "fp32", "js_weight": "fp32", "stride": "i32", "column": "i32"}
 NUMBERS |= dict.fromkeys("NVD", "i32")
@@ -56,10 +57,16 @@ class Configuration(NamedTuple):
     kernel: Any
     constants: dict[str, Any]
     dtype: str  # of the logits, or of hidden states and head
+    targets: tuple[str, ...] = tuple(TARGETS)
+
+    @property
+    def options(self) -> dict[str, int]:
+        stages = {"num_stages": ROWS.STAGES} if self.name == "linear_rows" else {}
+        return {"num_warps": self.warps, **stages}
 
     @property
     def warps(self) -> int:
-        return FILTER.WARPS if self.name.startswith("linear_filter") else 4
+        return FILTER.WARPS if self.name.startswith("linear_") else 4
 
 
 def configurations() -> Iterator[Configuration]:
@@ -72,8 +79,8 @@ def configurations() -> Iterator[Configuration]:
         for entropy in (False, True):
             constants = {**common, "WITH_ENTROPY": entropy}
             yield Configuration("token_logprob backward", LOGPROB._backward_kernel, constants, dtype)
-        for biased in (False, True):
-            constants = {"CAPPED": capped, "BIASED": biased, "WITH_ENTROPY": True, **FILTER.tile_of(DTYPES[dtype])}
+        for biased, entropy in product((False, True), repeat=2):
+            constants = {"CAPPED": capped, "BIASED": biased, "WITH_ENTROPY": entropy, **FILTER.tile_of(DTYPES[dtype])}
             yield Configuration("linear_filter logits", FILTER._logit_gradient_kernel, constants, dtype)
         for js, target in product((False, True), (False, True)):
             constants = {"CAPPED": capped, "REFERENCE_CAPPED": capped, "WITH_JS": js, "WITH_TARGET": target,
@@ -85,6 +92,12 @@ def configurations() -> Iterator[Configuration]:
         step, tile = FILTER.step_of(DTYPES[dtype]), FILTER.tile_of(DTYPES[dtype])
         yield Configuration("linear_filter weight gradient", FILTER._weight_gradient_kernel, step, dtype)
         yield Configuration("linear_filter contribution", FILTER._contribution_kernel, tile, dtype)
+
+    for capped, biased, entropy in product((False, True), repeat=3):
+        for descriptors, targets in ((None, tuple(TARGETS)), (9, ("sm_90",)), (10, ("sm_100",))):
+            constants = {"CAPPED": capped, "BIASED": biased, "WITH_ENTROPY": entropy,
+                         **ROWS.tile_of(descriptors, entropy, capped)}  # fmt: skip
+            yield Configuration("linear_rows", ROWS._tile_kernel, constants, "bf16", targets)
 
 
 def signature(configuration: Configuration) -> dict[str, str]:
@@ -107,8 +120,10 @@ def build(configuration: Configuration, target: str) -> dict[str, Any]:
         fn=configuration.kernel, signature=signature(configuration), constexprs=configuration.constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )  # fmt: skip
-    compiled = compile_kernel(source, target=TARGETS[target], options={"num_warps": configuration.warps})
+    compiled = compile_kernel(source, target=TARGETS[target], options=configuration.options)
     cost = _amd(compiled) if target.startswith("gfx") else _nvidia(compiled)
+    if target == "sm_90" and configuration.name.startswith("linear_"):
+        cost["wgmma"] = compiled.asm["ptx"].count("wgmma.mma_async")
     constants = {name: value for name, value in configuration.constants.items() if name != "IGNORED"}
     return {"kernel": configuration.name, "dtype": configuration.dtype, **constants, "target": target,
             **cost, "shared_bytes": compiled.metadata.shared}  # fmt: skip
@@ -132,11 +147,16 @@ def _amd(compiled: Any) -> dict[str, int]:
 
 def table(targets: Sequence[str], kernels: str) -> list[dict[str, Any]]:
     wanted = [configuration for configuration in configurations() if kernels in configuration.name]
-    return [build(configuration, target) for configuration in wanted for target in targets]
+    return [
+        build(configuration, target)
+        for configuration in wanted
+        for target in targets
+        if target in configuration.targets
+    ]
 
 
 def differences(rows: Sequence[dict[str, Any]], kept: Sequence[dict[str, Any]]) -> list[str]:
-    costs = ("registers", "spilled_bytes", "shared_bytes")
+    costs = ("registers", "spilled_bytes", "shared_bytes", "wgmma")
 
     def key(row: dict[str, Any]) -> str:
         return json.dumps({name: value for name, value in row.items() if name not in costs}, sort_keys=True)

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-COLOURS = {"ours": "#c1272d", "ours, filtered": "#e88a8d",
+COLOURS = {"ours": "#c1272d", "ours, fused": "#8b1a1d", "ours, filtered": "#e88a8d",
            "eager": "#8c8c8c", "torch.compile": "#bdbdbd", "F.linear_cross_entropy": "#5b8db8",
            "TRL": "#e0a030", "Liger": "#4d9e6a", "CCE": "#7e5aa2"}  # fmt: skip
 

@@ -237,7 +237,7 @@ def main(words: list[str] | None = None) -> int:
     else:
         shapes = [Shape(name, N, *HEADS[name]) for name in arguments.heads for N in arguments.tokens]
     for case in CASES.values() if arguments.only else ():
-        for name in [n for n in case.makers if n not in ("ours", "ours, filtered", *arguments.only)]:
+        for name in [n for n in case.makers if not n.startswith("ours") and n not in arguments.only]:
             del case.makers[name]
 
     about, rows = environment(device), []

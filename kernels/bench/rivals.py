@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from uft_kernels import linear_divergence, linear_logprob, linear_preference_loss
+from uft_kernels import linear_divergence, linear_logprob, linear_preference_loss, products
 
 BETA = 0.1
 
@@ -208,6 +208,15 @@ def _our_filtered_logp(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor
     return linear_logprob(hidden, weight, inputs.target, kept=len(hidden), filter_eps=FILTER).logp
 
 
+def _our_fused_logp(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
+    _needs_gpu("the fused kernel of logits and rows")
+    products.FUSED = True
+    try:
+        return _our_logp(inputs, hidden, weight)
+    finally:
+        products.FUSED = False
+
+
 def _our_kl(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
     found = linear_divergence(
         hidden, weight, inputs.reference_hidden, inputs.reference_weight, inputs.target, kept=len(hidden),
@@ -244,6 +253,7 @@ def _torch_compile_kl(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
 
 LOGP = {
     "ours": _values(_our_logp),
+    "ours, fused": _values(_our_fused_logp),
     "ours, filtered": _values(_our_filtered_logp),
     "eager": _values(_eager),
     "torch.compile": _values(_torch_compile),

@@ -34,6 +34,7 @@ from torch import Tensor
 from uft_kernels import products
 from uft_kernels.backend import accumulation
 from uft_kernels.linear_filter import active_pairs, pair_gradients
+from uft_kernels.linear_rows import fused_rows, fusible
 from uft_kernels.products import add_product, chunks, fits, product, slabs
 from uft_kernels.token_logprob import (
     ENTRIES,
@@ -120,6 +121,10 @@ class _LinearLogprob(torch.autograd.Function):
         maxima_NB = hidden_ND.new_empty(N, -(-V // ENTRIES), dtype=accumulation(hidden_ND.dtype)) if filtered else None
         ctx.kept = any(wants_head) and not filtered and fits(N, V, hidden_ND.dtype, products.KEEP)
         kept_NV = room_for_logits(hidden_ND, V) if ctx.kept else None
+        only_rows = not (ctx.frozen or ctx.kept or filtered or top1)
+        if products.FUSED and only_rows and fusible(hidden_ND, weight_VD):
+            rows = fused_rows(hidden_ND, weight_VD, bias_V, target_N, entropy=entropy, **scales.folded)
+            N = 0  # nothing is left to do
         for part in chunks(N, V, hidden_ND.dtype):
             logits_NV = head(hidden_ND[part], weight_VD, bias_V, kept_NV[part] if ctx.kept else None)
             maxima = maxima_NB[part] if filtered else None

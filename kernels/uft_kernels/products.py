@@ -15,6 +15,7 @@ from uft_kernels.backend import accumulation
 
 BUDGET = 256 * 2**20  # bytes of logits in one chunk of tokens
 SLAB = 96 * 2**20  # bytes of logits and of their gradient in one slab of the vocabulary, in a trained head's backward
+FUSED = False  # logits and their rows in one kernel (`linear_rows`), where nothing else needs the logits
 KEEP = 64 * 2**20  # logits smaller than this are kept for the backward and not computed again
 CPU_SLAB = 8192  # rows of a low-precision factor that are converted at a time
 

@@ -40,3 +40,5 @@ def test_the_table_has_no_spills():
         rows = json.loads(path.read_text())
         assert {row["target"] for row in rows} == {"sm_80", "sm_90", "sm_100", "gfx942"}
         assert max(row["spilled_bytes"] for row in rows) <= 64
+        products = [row for row in rows if row["kernel"].startswith("linear_") and row["target"] == "sm_90"]
+        assert products and all(row["wgmma"] for row in products if row["dtype"] == "bf16")
