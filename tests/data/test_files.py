@@ -93,3 +93,11 @@ def test_a_key_that_stands_twice_makes_a_bad_row(name, tmp_path):
 def test_a_list_that_is_broken_behind_a_key_that_stands_twice(tmp_path):
     with pytest.raises(DataError, match=r"rows.json: found broken JSON: .*; want a list of objects"):
         read_text(texts(tmp_path / "rows.json", TWICE, '{"a"'))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_an_object_over_several_lines_is_one_error_not_one_per_line(suffix, tmp_path):
+    path = tmp_path / f"rows{suffix}"
+    path.write_text('{\n  "prompt": "a",\n  "completion": "b"\n}\n')
+    with pytest.raises(DataError, match="a JSON object over several lines; want one object per line"):
+        read_text(Source("s", path))

@@ -43,8 +43,12 @@ def open_file(path: Path, where: str) -> Records:
         return _parquet(path, where)
     if path.suffix == ".csv":
         return _csv(path, where)
-    is_list = path.suffix == ".json" and start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    return _json_list(path, where) if is_list else Records(None, None, lambda: _json_lines(path))
+    first_line = start.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n")[0].strip()
+    if path.suffix == ".json" and first_line.startswith(b"["):
+        return _json_list(path, where)
+    if first_line == b"{":
+        raise DataError(f"{where}: found a JSON object over several lines; want one object per line, or a list of them")
+    return Records(None, None, lambda: _json_lines(path))
 
 
 # ---- parquet ----
