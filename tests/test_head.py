@@ -2,17 +2,19 @@
 
 import copy
 import logging
+from types import MethodType
 
 import pytest
 import torch
 from mixed import VOCABULARY, dataset, model
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from uft_kernels import products
 
 from uft.feedback import Collator
-from uft.head import Scales, fuse_head, has_fused_head
+from uft.head import Scales, fuse_head, has_fused_head, unfuse_head
 from uft.models import AdapterReference, FrozenReference, response_logits, score
 
 SIZES = dict(
@@ -132,13 +134,32 @@ def test_margins_are_exactly_zero_however_the_head_is_cut(wants, monkeypatch):
     assert torch.equal(found.logp, found.reference_logp)
 
 
-def test_no_logits_are_formed(monkeypatch):
-    policy = model()
-    fuse_head(policy)
-    rows, seen = batch(), []
-    policy.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    score(policy, rows, FrozenReference.of(policy), divergence=True).logp.sum().backward()
-    assert len(seen) == 2 and all(VOCABULARY not in output.shape for output in seen)
+class Largest(TorchDispatchMode):
+    """The largest tensor, in elements, that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return out
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_logits_are_formed(fused, monkeypatch):
+    V = 2000
+    for name, value in (("BUDGET", 4 * V * 4), ("SLAB", 4 * V * 4), ("KEEP", 0)):
+        monkeypatch.setattr(products, name, value)
+    policy, rows = model(vocab_size=V), batch()
+    if fused:
+        fuse_head(policy)
+    reference, tokens = FrozenReference.of(policy), int(rows.shifted.sum())
+    with Largest() as largest:
+        found = score(policy, rows, reference, divergence=True)
+        (found.logp.sum() + found.kl.sum()).backward()
+    assert (largest.elements < tokens * V) == fused
 
 
 def test_the_model_stays_what_it_was(tmp_path):
@@ -165,15 +186,17 @@ def test_fusing_twice_changes_nothing():
     assert fuse_head(policy) and policy.forward == forward
 
 
-class Twice(nn.Linear):
+class Doubled(nn.Linear):
     def forward(self, hidden):
         return 2 * super().forward(hidden)
 
 
 class Shifted(nn.Module):
-    def __init__(self, inner):
+    """Some logits are lowered, among them not the last, which is where a scale could be read off."""
+
+    def __init__(self, inner, lowered):
         super().__init__()
-        self.inner = inner
+        self.inner, self.lowered = inner, lowered
         self.config = inner.config
 
     def get_output_embeddings(self):
@@ -184,23 +207,80 @@ class Shifted(nn.Module):
 
     def forward(self, **inputs):
         found = self.inner(**inputs)
-        found.logits = found.logits + torch.arange(VOCABULARY)
+        lower = torch.zeros(found.logits.shape[-1])
+        lower[self.lowered] = 100.0
+        found.logits = found.logits - lower
+        return found
+
+
+class Twice(nn.Module):
+    """The head runs again while training, as for tokens further ahead."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def get_output_embeddings(self):
+        return self.inner.get_output_embeddings()
+
+    def get_input_embeddings(self):
+        return self.inner.get_input_embeddings()
+
+    def forward(self, **inputs):
+        found = self.inner(**inputs)
+        if self.training:
+            self.get_output_embeddings()(torch.zeros(2, 9, 32))
         return found
 
 
 def test_an_unknown_head_falls_back_with_one_warning(caplog, monkeypatch):
     odd = model()
-    odd.lm_head = Twice(32, VOCABULARY, bias=False)
-    shifted, nameless = Shifted(model()), model()
+    odd.lm_head = Doubled(32, VOCABULARY, bias=False)
+    shifted, nameless = Shifted(model(), slice(5, 9)), model()
     nameless.get_output_embeddings = lambda: None
     rows = batch()
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    for each, why in ((odd, "Twice"), (shifted, "neither scaled nor capped"), (nameless, "no output embeddings")):
+    for each, why in ((odd, "Doubled"), (shifted, "neither scaled nor capped"), (nameless, "no output embeddings")):
         caplog.clear()
         assert not fuse_head(each) and not fuse_head(each)
         assert [why in record.message for record in caplog.records] == [True]
     wanted = response_logits(odd, rows).log_softmax(-1).gather(-1, rows.input_ids[:, 1:][rows.shifted][:, None])
     torch.testing.assert_close(score(odd, rows).token_logp[rows.shifted], wanted.squeeze(-1))
+
+
+def test_a_head_that_runs_twice_while_training_is_refused_there():
+    policy = Twice(model())
+    assert fuse_head(policy)
+    score(policy.eval(), batch())
+    with pytest.raises(ValueError, match="runs more than once in a forward; want fused_head=False"):
+        score(policy.train(), batch())
+
+
+def test_what_changes_the_model_afterwards_is_noticed(tmp_path):
+    rows = batch()
+    policy = model()
+    fuse_head(policy)
+    wanted = score(policy, rows).logp
+    unfuse_head(policy)
+    assert not has_fused_head(policy) and "forward" not in policy.__dict__
+    torch.testing.assert_close(score(policy, rows).logp, wanted)
+    # another head
+    fuse_head(policy)
+    adapted = get_peft_model(policy, LoraConfig(r=4, target_modules=["lm_head"], use_dora=True))
+    assert not has_fused_head(adapted)
+    torch.testing.assert_close(score(adapted, rows).logp, wanted)
+    assert fuse_head(adapted.merge_and_unload())
+    # another forward, as kernels that patch models give one
+    policy = model()
+    fuse_head(policy)
+    policy.forward = MethodType(type(policy).forward, policy)
+    assert not has_fused_head(policy)
+    torch.testing.assert_close(score(policy, rows).logp, wanted)
+    # pickled, which keeps no forward of its own
+    fuse_head(policy)
+    torch.save(policy, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    torch.testing.assert_close(score(again, rows).logp, wanted)
 
 
 def test_low_precision_and_autocast():

@@ -55,7 +55,7 @@ class Cost:
             for name, module in model.named_modules()
             if any(kind in type(module).__name__ for kind in _LINEAR)
             and getattr(module, "weight", None) is not None
-            and not name.endswith(f".{REFERENCE_ADAPTER}")
+            and not name.endswith((f".{REFERENCE_ADAPTER}", ".original_module"))  # the latter: peft trains a copy
         }.values()
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         heads = getattr(config, "num_attention_heads", 0) or 0

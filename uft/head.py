@@ -89,13 +89,11 @@ def linear_parts(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
 
     A low-rank adapter on the head makes both wider: W + s B A = [W, B] [1, s A].
     """
-    if type(head).__name__ == "ModulesToSaveWrapper":  # peft: a trained copy beside the original
-        name = None if head.disable_adapters else next(iter(head.active_adapters), None)
-        head = dict(head.modules_to_save.items()).get(name, head.original_module)
+    head = _active(head)
+    if not is_linear_head(head):
+        return None
     if _is_linear(head):
         return hidden, head.weight, head.bias
-    if not _is_lora(head) or not _is_linear(head.base_layer):
-        return None
     base = head.base_layer
     hiddens, weights = [hidden], [base.weight]
     for name in () if head.disable_adapters or head.merged else head.active_adapters:
@@ -106,6 +104,19 @@ def linear_parts(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
     if len(hiddens) == 1:
         return hidden, base.weight, base.bias
     return torch.cat(hiddens, -1), torch.cat(weights, -1), base.bias
+
+
+def is_linear_head(head: nn.Module) -> bool:
+    """nn.Linear, with or without plain LoRA, or a copy of it that peft trains as a whole."""
+    head = _active(head)
+    return _is_linear(head) or (_is_lora(head) and _is_linear(head.base_layer))
+
+
+def _active(head: nn.Module) -> nn.Module:
+    if type(head).__name__ != "ModulesToSaveWrapper":  # peft: trained copies beside the original
+        return head
+    name = None if head.disable_adapters else next(iter(head.active_adapters), None)
+    return dict(head.modules_to_save.items()).get(name, head.original_module)
 
 
 def _is_linear(head: nn.Module) -> bool:
@@ -149,6 +160,7 @@ def _scoring(original: Any) -> Any:
     names = [p for p in known.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     rest = [p for p in known.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
     forward.__signature__ = known.replace(parameters=[*names, added, *rest])
+    forward.scores = True  # wrappers around it take this over
     return forward
 
 
@@ -157,6 +169,10 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
 
     def instead(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         nonlocal found
+        if found is not None:
+            raise ValueError(
+                f"the head of {type(model).__name__} runs more than once in a forward; want fused_head=False"
+            )
         rows = hidden[:, -score.mask.shape[1] - 1 : -1][score.mask]  # prompt tuning puts positions in front
         state = HeadState(*linear_parts(head, rows), model.fused_head)
         if score.state:
@@ -169,6 +185,8 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
 
     with _instead(head, instead):
         before(*args, **kwargs)
+    if found is None:
+        raise ValueError(f"the head of {type(model).__name__} did not run in its forward; want fused_head=False")
     return found
 
 
@@ -188,6 +206,8 @@ def _compute(ours: HeadState, score: Wanted, filter_eps: float) -> HeadOutput:
         )
         return HeadOutput(logp=found.logp)
     theirs = score.reference
+    if not theirs.weight.untyped_storage().size():
+        raise ValueError("the reference's head was sharded again after its forward; want fused_head=False")
     found = linear_divergence(
         ours.hidden, ours.weight, theirs.hidden, theirs.weight, target, ours.bias, theirs.bias, kept=kept,
         **ours.scales._asdict(), reference_softcap=theirs.scales.softcap,
@@ -206,22 +226,19 @@ def fuse_head(model: nn.Module, filter_eps: float = 0.0) -> bool:
 
     Runs the model once on four tokens.  Returns whether the head is fused.  Harmless to call again.
     """
-    model = causal_model(model)
-    if getattr(model, "fused_head", None) is not None:
-        model.head_filter_eps = filter_eps
+    if has_fused_head(model):
+        causal_model(model).head_filter_eps = filter_eps
         return True
-    if getattr(model, "_head_refused", False):
-        return False
+    model = causal_model(model)
     try:
         scales, why = _measured(model), ""
     except Exception as error:  # a model that cannot be run like this is not a model to be changed
         scales, why = None, f"{type(error).__name__}: {error}".splitlines()[0][:200]
     if not isinstance(scales, Scales):
-        logger.warning(
-            "the head of %s is not fused, log-probabilities come from whole logits: %s",
-            type(model).__name__, scales or why,
-        )  # fmt: skip
-        model._head_refused = True
+        name = type(model).__name__
+        logger.warning_once(
+            f"the head of {name} is not fused, log-probabilities come from whole logits: {scales or why}"
+        )
         return False
     model.fused_head, model.head_filter_eps = scales, filter_eps
     model._unfused_forward = model.__dict__.get("forward")
@@ -237,8 +254,10 @@ def _measured(model: nn.Module) -> Scales | str:
         return "it names no output embeddings"
     if any(p.is_meta or not p.numel() for p in model.parameters()):
         return "its weights are not all in memory"
-    if hasattr(head, "_hf_hook"):
-        return "its weights are moved between devices by accelerate"
+    if not is_linear_head(head):
+        return f"its head is a {type(head).__name__}"
+    if hasattr(head, "_hf_hook") or hasattr(model, "_original_forward"):
+        return "accelerate has wrapped it already"
     seen: list[tuple[Tensor, Tensor]] = []
     # rows of several reaches: the first tells the scale, the last where a softcap ends
     reach = torch.tensor([1.0, 50.0, 1e4, 1e8], dtype=torch.float64)
@@ -263,14 +282,12 @@ def _measured(model: nn.Module) -> Scales | str:
     if len(seen) != 1 or seen[0][1].shape[:2] != (1, 4):
         return f"its head runs {len(seen)} times in a forward"
     hidden, output = seen[0]
-    parts = linear_parts(head, hidden)
-    if parts is None:
-        return f"its head is a {type(head).__name__}"
-    if not _close(F.linear(*parts).to(output.dtype), output):
+    if not _close(F.linear(*linear_parts(head, hidden)).to(output.dtype), output):
         return "its head is not hidden @ weight.T + bias"
     scales = _fitted(reach, found[0, :, -1].double().cpu())
-    again = scaled(ramps, scales).float()
-    if found.shape != again.shape or not _close(found.float(), again):
+    again = scaled(ramps, scales)
+    # row by row, for what is added to a logit is seen in the row of the smallest
+    if found.shape != again.shape or not all(map(_close, found[0].double(), again[0].double())):
         return "its logits are neither scaled nor capped in a known way"
     return scales
 
@@ -297,8 +314,20 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= (1e-5 + 4 * torch.finfo(a.dtype).eps) * b.abs().max())
 
 
+def unfuse_head(model: nn.Module) -> None:
+    """Takes back what `fuse_head` did, where it did something."""
+    model = causal_model(model)
+    if getattr(model.forward, "scores", False):
+        before = model._unfused_forward
+        del model.forward
+        if before is not None:
+            model.forward = before
+
+
 def has_fused_head(model: nn.Module) -> bool:
-    return getattr(causal_model(model), "fused_head", None) is not None
+    """Whether the model scores now: others may have replaced its forward since, or its head."""
+    model = causal_model(model)
+    return bool(getattr(model.forward, "scores", False)) and is_linear_head(model.get_output_embeddings())
 
 
 def is_peft(model: nn.Module) -> bool:

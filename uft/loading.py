@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from uft.config import UnifiedConfig
-from uft.head import fuse_head
+from uft.head import fuse_head, unfuse_head
 from uft.models import FrozenReference, Reference, is_peft, load_policy, make_reference
 from uft.objective import Objective
 
@@ -43,9 +43,12 @@ def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Mod
                 module.p = 0.0
             elif isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0
-    if args.fused_head:
-        fuse_head(policy, args.filter_eps)
+    _fused(policy, args, args.filter_eps)
     return policy
+
+
+def _fused(model: nn.Module, args: UnifiedConfig, filter_eps: float = 0.0) -> None:
+    fuse_head(model, filter_eps) if args.fused_head else unfuse_head(model)
 
 
 def reference_for(policy: nn.Module, reference: Any, objective: Objective, args: UnifiedConfig) -> Reference | None:
@@ -56,15 +59,14 @@ def reference_for(policy: nn.Module, reference: Any, objective: Objective, args:
     if args.reference == "none":
         raise ValueError(f"objective {objective.name!r} needs a reference, and reference is 'none'")
     if isinstance(reference, Reference):
-        if args.fused_head and isinstance(reference, FrozenReference):
-            fuse_head(reference.model)
+        if isinstance(reference, FrozenReference):
+            _fused(reference.model, args)
         return reference
     if reference is not None:
         if reference is policy:
             raise ValueError("reference is the model that is trained; want another one, or none for a copy of it")
         model = load_policy(reference, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-        if args.fused_head:
-            fuse_head(model)
+        _fused(model, args)
         return FrozenReference(model)
     if args.reference == "cached":
         if objective.needs_divergence:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from uft.feedback import KINDS, Batch, Collator, Example
+from uft.head import has_fused_head
 from uft.models import score
 
 Logps = dict[tuple[str, int], list[float]]
@@ -160,7 +161,8 @@ class ReferenceCache:
         size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size
         kinds = trainer.objective.kinds_with_reference
         layout = [size, training, args.seed, args.data_seed, data.weights, args.padding_side, args.pad_to_multiple_of]
-        layout += [args.bf16, args.fp16, args.device.type]
+        # whole logits are rounded to the dtype of the model, a fused head's are not
+        layout += [args.bf16, args.fp16, args.device.type, has_fused_head(trainer.model)]
         name = combined(weights, data.fingerprint, sorted(kinds), layout)
         # hubs are not sent what begins with an underscore
         path = Path(args.reference_cache or args.output_dir) / f"_reference-{name}.npz"

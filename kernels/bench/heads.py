@@ -6,7 +6,10 @@
 Writes  kernels/bench/results/heads-<machine>.{json,md,png}
 
 Floors are the plain products of the same shapes and dtype: G logits, Gh gradient of hidden states, Gw of the head.
-Memory is what a call holds beyond its inputs and the gradients it returns.  Errors are against float64 on some tokens.
+Memory is what a call holds beyond its inputs and the gradients it returns.  Errors are against float64: of a value the
+largest in nats on some tokens, of a gradient of hidden states the largest relative one of these tokens' rows, of the
+gradient of the head the relative one of some rows together.  KL by ours comes with both log-probabilities, the other KL
+and the entropy; by the others alone (TRL: with the entropy).
 """
 
 from __future__ import annotations
@@ -48,22 +51,29 @@ ON_CPU = [Shape("small", 512, 256, 8192), Shape("wide", 256, 512, 32_768)]
 
 
 class Case(NamedTuple):
-    """Rivals; products of the floor (G, Gh, Gw); what wants a gradient (hidden, head); goal as a ratio to the floor."""
+    """One thing to compute.
+
+    makers   rival -> what makes its call
+    floor    the fewest products that any rival needs: G, Gh, Gw
+    wants    what wants a gradient: hidden states, head
+    ours     the products of our scheme where nothing fits into memory, and the goal as a ratio to them
+    """
 
     makers: dict[str, Callable[[Inputs], Made]]
     floor: tuple[int, int, int]
     wants: tuple[bool, bool]
+    ours: tuple[int, int, int]
     goal: float
 
 
 CASES = {
-    "log-probability, no gradient": Case(LOGP, (1, 0, 0), (False, False), 1.08),
-    "log-probability, frozen head": Case(LOGP, (1, 1, 0), (True, False), 1.12),
-    "log-probability, trained head": Case(LOGP, (2, 1, 1), (True, True), 1.10),
-    "DPO, trained head": Case(DPO, (1, 1, 1), (True, True), 1.12),
-    "KL, no gradient": Case(KL, (2, 0, 0), (False, False), 1.12),
-    "KL, frozen head": Case(KL, (2, 1, 0), (True, False), 1.15),
-    "KL, trained head": Case(KL, (4, 1, 1), (True, True), 1.15),
+    "log-probability, no gradient": Case(LOGP, (1, 0, 0), (False, False), (1, 0, 0), 1.08),
+    "log-probability, frozen head": Case(LOGP, (1, 1, 0), (True, False), (1, 1, 0), 1.12),
+    "log-probability, trained head": Case(LOGP, (1, 1, 1), (True, True), (2, 1, 1), 1.10),
+    "DPO, trained head": Case(DPO, (1, 1, 1), (True, True), (1, 1, 1), 1.12),
+    "KL, no gradient": Case(KL, (2, 0, 0), (False, False), (2, 0, 0), 1.12),
+    "KL, frozen head": Case(KL, (2, 1, 0), (True, False), (2, 1, 0), 1.15),
+    "KL, trained head": Case(KL, (2, 1, 1), (True, True), (4, 1, 1), 1.15),
 }
 
 
@@ -88,10 +98,12 @@ def make_inputs(shape: Shape, wants: tuple[bool, bool], device: torch.device, dt
     if peaked:
         # logits of standard deviation s sum to V e^(s^2 / 2), the target has nine times that; an entry is above 2^-12
         # where it is log(9 V) + s^2 / 2 - 8.3 above 0, which shall be 3.5 s
-        spread = 3.5 - max(0.0, 3.5**2 - 2 * (math.log(9 * V) - 8.3)) ** 0.5
+        whole = 3.5 - max(0.0, 3.5**2 - 2 * (math.log(9 * V) - 8.3)) ** 0.5
+        reach = math.log(9 * V) + whole**2 / 2
+        # reaching for the target moves every other logit as well, by reach / sqrt(D)
+        spread = max(0.0, whole**2 - reach**2 / D) ** 0.5
     hidden = normal(N, D) * spread / D**0.5
     if peaked:
-        reach = math.log(9 * V) + spread**2 / 2
         hidden = hidden + weight[target] * (reach / weight[target].square().sum(-1, keepdim=True))
     other = hidden + normal(N, D) * 0.5 / D**0.5, weight + normal(V, D) * 0.02
     sequence = torch.arange(N, device=device) // max(1, N // 16)
@@ -116,29 +128,47 @@ def floor_calls(inputs: Inputs) -> dict[str, Callable[[], Any]]:
 # ---- truth ----
 
 
-def truth(case: str, inputs: Inputs, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(values, gradient of the hidden states) of some tokens, in float64."""
-    hidden = inputs.hidden[tokens].double().requires_grad_()
+def truth(case: str, inputs: Inputs, tokens: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In float64: values and gradients of hidden states of some tokens, gradient of some rows of the head."""
     weight = inputs.weight.double()
-    log_p = (hidden @ weight.T).log_softmax(-1)
-    if case.startswith("KL"):
-        log_q = (inputs.reference_hidden[tokens].double() @ inputs.reference_weight.double().T).log_softmax(-1)
-        values = (log_p.exp() * (log_p - log_q)).sum(-1)
-    else:
-        values = log_p.gather(-1, inputs.target[tokens][:, None]).squeeze(-1)
-    [gradient] = torch.autograd.grad(values, hidden, inputs.upstream[tokens].double())
-    return values.detach(), gradient
+    wide = None if not case.startswith("KL") else inputs.reference_weight.double()
+    values, of_hidden, of_head = [], [], weight.new_zeros(len(entries), weight.shape[1])
+    chosen = torch.zeros(len(inputs.hidden), dtype=torch.bool, device=weight.device)
+    chosen[tokens] = True
+    for part in torch.arange(len(chosen), device=weight.device).split(256):
+        hidden, g = inputs.hidden[part].double(), inputs.upstream[part].double()[:, None]
+        log_p = (hidden @ weight.T).log_softmax(-1)
+        p = log_p.exp()
+        if wide is None:
+            value = log_p.gather(-1, inputs.target[part][:, None]).squeeze(-1)
+            dz = g * -p
+            dz.scatter_add_(-1, inputs.target[part][:, None], g)
+        else:
+            ratio = log_p - (inputs.reference_hidden[part].double() @ wide.T).log_softmax(-1)
+            value = (p * ratio).sum(-1)
+            dz = g * p * (ratio - value[:, None])
+        of_head += dz[:, entries].T @ hidden
+        values.append(value[chosen[part]])
+        of_hidden.append(dz[chosen[part]] @ weight)
+    return torch.cat(values), torch.cat(of_hidden), of_head
 
 
 def errors(case: str, made: Made, inputs: Inputs) -> dict[str, float]:
     if case.startswith("DPO"):  # a scalar of all tokens; its parts are those of the log-probability
         return {}
-    tokens = torch.arange(0, len(inputs.hidden), max(1, len(inputs.hidden) // 32), device=inputs.hidden.device)
-    values, gradient = truth(case, inputs, tokens)
+    N, V = len(inputs.hidden), len(inputs.weight)
+    tokens = torch.arange(0, N, max(1, N // 32), device=inputs.hidden.device)
+    # targets, whose rows have gradients that matter, and rows that are nobody's target
+    entries = torch.cat([inputs.target[:8], torch.arange(0, V, max(1, V // 8), device=inputs.hidden.device)])
+    if "truth" not in inputs.cache:
+        inputs.cache["truth"] = truth(case, inputs, tokens, entries)
+    value, of_hidden, of_head = inputs.cache["truth"]
     found, gradients = made()
-    result = {"value": worst_error(found[tokens], values)}
+    result = {"value": worst_error(found[tokens], value)}
     if gradients:
-        result["gradient"] = worst_error(gradients[0][tokens], gradient)
+        result["hidden"] = worst_error(gradients[0][tokens], of_hidden)
+    if len(gradients) > 1:
+        result["head"] = float((gradients[1][entries].double() - of_head).norm() / of_head.norm())
     return result
 
 
@@ -146,39 +176,46 @@ def errors(case: str, made: Made, inputs: Inputs) -> dict[str, float]:
 
 
 def bench(case: str, shape: Shape, device: torch.device, dtype: torch.dtype, peaked: bool, rounds: int) -> dict:
-    makers, products, wants, goal = CASES[case]
+    makers, floor, wants, scheme, goal = CASES[case]
     inputs = make_inputs(shape, wants, device, dtype, peaked)
     made, found = {}, {}
+    returned = sum(t.nbytes for t, w in zip((inputs.hidden, inputs.weight), wants) if w)
     for name, maker in makers.items():
+        if name == "ours, fused" and case.endswith("frozen head"):
+            found[name] = {"missing": "a frozen head needs its logits"}
+            continue
         try:
-            made[name] = maker(inputs)
-            made[name]()  # compiles
+            run = maker(inputs)
+            run()  # compiles
+            found[name] = {"error": errors(case, run, inputs), "extra_bytes": peak_bytes(run, device) - returned}
+            made[name] = run
         except Missing as why:
-            made.pop(name, None)
             found[name] = {"missing": str(why)}
         except Exception as error:  # a peer that fails or runs out of memory is a result too
-            made.pop(name, None)
             found[name] = {"missing": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
         _cleared(device)
+    inputs.cache.clear()
     floors = floor_calls(inputs)
-    timed = times({**floors, **made}, device, rounds)
-    del floors
-    _cleared(device)
-    floor = sum(k * median_and_spread(timed[name])["median"] for k, name in zip(products, ("G", "Gh", "Gw")))
-    returned = sum(t.nbytes for t, w in zip((inputs.hidden, inputs.weight), wants) if w)
-    for name, run in made.items():
-        time = median_and_spread(timed[name])
-        found[name] = {
-            "ms": time,
-            "to_floor": time["median"] / floor,
-            "extra_bytes": peak_bytes(run, device) - returned,
-            "error": errors(case, run, inputs),
-        }
+    try:
+        timed = times({**floors, **made}, device, rounds)
+    except torch.OutOfMemoryError:  # beside the floor's logits; apart from them each has run
+        timed = times(floors, device, rounds)
+        del floors
         _cleared(device)
+        timed |= times(made, device, rounds)
+    _cleared(device)
+    G, Gh, Gw = (median_and_spread(timed[name]) for name in ("G", "Gh", "Gw"))
+
+    def total(products: tuple[int, int, int]) -> float:
+        return sum(k * product["median"] for k, product in zip(products, (G, Gh, Gw)))
+
+    for name in made:
+        time = median_and_spread(timed[name])
+        found[name] |= {"ms": time, "to_floor": time["median"] / total(floor)}
     return {
         "case": case, "shape": shape._asdict(), "peaked": peaked, "dtype": str(dtype).removeprefix("torch."),
-        "floor_ms": {name: median_and_spread(timed[name]) for name in ("G", "Gh", "Gw")} | {"sum": floor},
-        "goal": goal, "rivals": {name: found[name] for name in makers},
+        "floor_ms": {"G": G, "Gh": Gh, "Gw": Gw, "sum": total(floor)},
+        "goal_to_floor": goal * total(scheme) / total(floor), "rivals": {name: found[name] for name in makers},
     }  # fmt: skip
 
 
@@ -189,29 +226,35 @@ def _cleared(device: torch.device) -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: a block per case; time as a ratio to the floor, extra memory, error."""
+    """Markdown: a block per case; time as a ratio to the floor, extra memory, errors."""
     lines = []
     for case in dict.fromkeys(row["case"] for row in rows):
         of_case = [row for row in rows if row["case"] == case]
         names = [n for n in CASES[case].makers if any("ms" in row["rivals"][n] for row in of_case)]
-        lines += [f"\n### {case} (goal {of_case[0]['goal']:.2f} of the floor)\n"]
-        lines += ["| N x D x V | floor ms | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+        floor, scheme = (_products(products) for products in (CASES[case].floor, CASES[case].ours))
+        lines += [f"\n### {case}\n", f"Floor {floor}; goal for ours on a GPU {CASES[case].goal:.2f} ({scheme}).\n"]
+        lines += ["| N x D x V | floor ms | goal | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
         for row in of_case:
             shape = " x ".join(str(row["shape"][k]) for k in "NDV") + (" peaked" if row["peaked"] else "")
-            cells = [_cell(row["rivals"][name]) for name in names]
-            lines.append(f"| {shape} | {row['floor_ms']['sum']:.2f} | " + " | ".join(cells) + " |")
+            cells = [f"{row['floor_ms']['sum']:.2f}", f"{row['goal_to_floor']:.2f}"]
+            lines.append(f"| {shape} | " + " | ".join(cells + [_cell(row["rivals"][name]) for name in names]) + " |")
         everything = [(name, row["rivals"][name]) for row in of_case for name in CASES[case].makers]
         absent = {name: found["missing"] for name, found in everything if "missing" in found}
-        lines += ["", *(f"{name}: {why}." for name, why in absent.items())]
+        lines += ["", *(f"- {name}: {why}." for name, why in absent.items())]
     return "\n".join(lines).strip() + "\n"
 
 
+def _products(products: tuple[int, int, int]) -> str:
+    named = zip(products, ("G", "Gh", "Gw"))
+    return " + ".join(name if k == 1 else f"{k}{name}" for k, name in named if k)
+
+
 def _cell(found: dict[str, Any]) -> str:
-    if "missing" in found:
+    if "ms" not in found:
         return "-"
-    value = f", {found['error']['value']:.0e}" if found["error"] else ""
     low, high = (found["ms"][k] / found["ms"]["median"] * found["to_floor"] for k in ("low", "high"))
-    return f"**{found['to_floor']:.2f}** [{low:.2f}, {high:.2f}], {found['extra_bytes'] / 2**20:.0f} MiB{value}"
+    told = "".join(f" · {name} {error:.0e}" for name, error in found["error"].items())
+    return f"**{found['to_floor']:.2f}** [{low:.2f}, {high:.2f}] · {found['extra_bytes'] / 2**20:.0f} MiB{told}"
 
 
 def main(words: list[str] | None = None) -> int:
@@ -245,6 +288,8 @@ def main(words: list[str] | None = None) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     machine = re.sub(r"[^a-z0-9]+", "-", about["hardware"].lower().split(",")[0].removeprefix("nvidia ")).strip("-")
     path = arguments.output / f"heads-{'cpu' if device.type == 'cpu' else machine}.json"
+    machine_told = f"{about['hardware']}; torch {about['torch']}, triton {about['triton']}; {about['date']}."
+    title = "# Heads: time as a ratio to the floor with quartiles, memory beyond inputs and gradients, errors"
     for number, (case, shape, peaked) in enumerate(planned, 1):
         row = bench(case, shape, device, dtype, peaked, rounds)
         rows.append(row)
@@ -254,10 +299,8 @@ def main(words: list[str] | None = None) -> int:
         )
         # after each row: a run that is cut off keeps what it has
         path.write_text(json.dumps({**about, "rounds": rounds, "rows": rows}, indent=1) + "\n")
-    told = f"{about['hardware']}; torch {about['torch']}, triton {about['triton']}; {about['date']}"
-    title = "# Heads: time as a ratio to the floor, with quartiles, memory beyond inputs and gradients, error"
-    path.with_suffix(".md").write_text(f"{title}\n\n{told}.\n\n{table(rows)}")
-    draw(rows, told, path.with_suffix(".png"))
+        path.with_suffix(".md").write_text(f"{title}\n\n{machine_told}\n\n{table(rows)}")
+        draw(rows, machine_told, path.with_suffix(".png"))
     print(table(rows))
     print(f"{path}, .md and .png")
     return 0

@@ -99,10 +99,6 @@ def _eager_kl(hidden: Tensor, weight: Tensor, reference_hidden: Tensor, referenc
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def _compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=False)
-
-
 def _torch_linear(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
     return -F.linear_cross_entropy(hidden, weight, inputs.target, reduction="none")
 
@@ -183,6 +179,21 @@ def _liger_logp(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
     return -function.apply(hidden, weight, inputs.target, None, None, -100, 0.0, 0.0, "none")[0]
 
 
+def _liger_dpo(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
+    """Liger wants sequences of one length, chosen before rejected; ours are all of one length and alternate."""
+    try:
+        from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
+    except ImportError as error:
+        raise Missing(f"Liger is not here: {error}") from error
+    S, D = inputs.sequences, hidden.shape[1]
+    if len(hidden) % S:
+        raise Missing(f"Liger's DPO wants sequences of one length; {len(hidden)} tokens are not {S} such")
+    order = torch.cat([torch.arange(0, S, 2), torch.arange(1, S, 2)]).to(hidden.device)
+    states, targets = hidden.view(S, -1, D)[order], inputs.target.view(S, -1)[order]
+    loss, _ = LigerFusedLinearDPOLoss(beta=BETA, use_ref_model=False)(weight, states, targets)
+    return loss
+
+
 def _dpo_of(logp: Callable[[Inputs, Tensor, Tensor], Tensor]) -> Callable[[Inputs, Tensor, Tensor], Tensor]:
     def loss(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
         token_logp = logp(inputs, hidden, weight)
@@ -240,15 +251,23 @@ def _eager_divergence(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
     return _eager_kl(hidden, weight, inputs.reference_hidden, inputs.reference_weight)
 
 
-_compiled_logp, _compiled_kl = _compiled(_eager_logp), _compiled(_eager_kl)
+def _compiled(of: Callable, values: Callable, arguments: Callable[[Inputs], tuple]) -> Callable[[Inputs], Made]:
+    """Compiled anew for each case and shape: after a few of them dynamo would give up and run eagerly, unseen."""
+
+    def maker(inputs: Inputs) -> Made:
+        torch._dynamo.reset()
+        compiled = torch.compile(of, dynamic=False, fullgraph=True)
+        return values(lambda inputs, hidden, weight: compiled(hidden, weight, *arguments(inputs)))(inputs)
+
+    return maker
 
 
-def _torch_compile(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
-    return _compiled_logp(hidden, weight, inputs.target)
+def _target(inputs: Inputs) -> tuple:
+    return (inputs.target,)
 
 
-def _torch_compile_kl(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
-    return _compiled_kl(hidden, weight, inputs.reference_hidden, inputs.reference_weight)
+def _reference(inputs: Inputs) -> tuple:
+    return inputs.reference_hidden, inputs.reference_weight
 
 
 LOGP = {
@@ -256,7 +275,7 @@ LOGP = {
     "ours, fused": _values(_our_fused_logp),
     "ours, filtered": _values(_our_filtered_logp),
     "eager": _values(_eager),
-    "torch.compile": _values(_torch_compile),
+    "torch.compile": _compiled(_eager_logp, _values, _target),
     "F.linear_cross_entropy": _needs_torch_linear(_values(_torch_linear)),
     "TRL": _values(_trl_logp),
     "Liger": _values(_liger_logp),
@@ -265,14 +284,15 @@ LOGP = {
 KL = {
     "ours": _values(_our_kl),
     "eager": _values(_eager_divergence),
-    "torch.compile": _values(_torch_compile_kl),
+    "torch.compile": _compiled(_eager_kl, _values, _reference),
     "TRL": _values(_trl_kl),
 }
 DPO = {
     "ours": _loss(_our_dpo),
     "eager": _loss(_dpo_of(_eager)),
-    "torch.compile": _loss(_dpo_of(_torch_compile)),
+    "torch.compile": _compiled(_eager_logp, lambda logp: _loss(_dpo_of(logp)), _target),
     "F.linear_cross_entropy": _needs_torch_linear(_loss(_dpo_of(_torch_linear))),
     "TRL": _loss(_dpo_of(_trl_logp)),
+    "Liger": _loss(_liger_dpo),
     "CCE": _loss(_dpo_of(_cce_logp)),
 }

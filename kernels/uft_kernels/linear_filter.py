@@ -29,8 +29,9 @@ from uft_kernels.products import add_product, product
 from uft_kernels.token_logprob import ENTRIES, Rows, backward_rows, tanh
 
 DENSE = 0.3
+PAIR_BYTES = 512 * 2**20  # that the kernels may hold for all pairs
 WARPS = 8
-WIDTH = 1024  # columns of hidden states whose contributions are held at a time
+WIDTH = 64  # the fewest columns of hidden states whose contributions are held at a time
 
 
 class Pairs(NamedTuple):
@@ -44,12 +45,14 @@ class Pairs(NamedTuple):
 def active_pairs(
     maxima_NB: Tensor, rows: Rows, target_N: Tensor, grads: tuple[Tensor | None, ...], eps: float
 ) -> Pairs | None:
-    """None where there are too many to be worth it.  Asks the device how many there are."""
+    """None where there are too many to be worth it, or to be held.  Asks the device how many there are."""
     active_NB = (maxima_NB - rows.peak[:, None]) - rows.log_sum[:, None] > math.log(eps)
     active_NB.scatter_(1, (target_N // ENTRIES)[:, None], True)
     wanted_N = sum((grad_N != 0).int() for grad_N in grads if grad_N is not None) > 0
     block_P, token_P = (active_NB & wanted_N[:, None]).T.nonzero(as_tuple=True)
-    if len(block_P) > DENSE * active_NB.numel():
+    per_pair = ENTRIES * 4 + WIDTH * 8  # the gradient of its logits, and two copies of what it adds to WIDTH columns
+    too_many = uses_triton(maxima_NB) and len(block_P) * per_pair > PAIR_BYTES
+    if len(block_P) > DENSE * active_NB.numel() or too_many:
         return None
     return Pairs(token_P, block_P, torch.bincount(block_P, minlength=maxima_NB.shape[1]))
 
@@ -279,8 +282,9 @@ def _hidden_gradient(
     order_P = pairs.token_P.argsort(stable=True)
     of_token_N = torch.bincount(pairs.token_P, minlength=N)
     grad_ND = dz_PE.new_zeros(N, D)
-    for start in range(0, D if P else 0, WIDTH):
-        columns = min(WIDTH, D - start)
+    width = max(WIDTH, (PAIR_BYTES // 2) // max(1, 8 * P) // WIDTH * WIDTH)
+    for start in range(0, D if P else 0, width):
+        columns = min(width, D - start)
         parts = torch.empty(P, columns, dtype=torch.float32, device=dz_PE.device)
         _contribution_kernel[(len(tiles), triton.cdiv(columns, common["BLOCK_D"]))](
             dz_PE, weight_VD, tiles, parts, weight_VD.stride(0), V, start, columns, **common

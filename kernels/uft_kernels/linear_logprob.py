@@ -26,6 +26,7 @@ Order of this file: reference, autograd, public function.  N tokens, D hidden, V
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -174,10 +175,10 @@ class _LinearLogprob(torch.autograd.Function):
             grads = (None if g is None else g[tokens] for g in upstream)
             backward_rows(logits(tokens, slab), local_N, here, *grads, out_NS, **ctx.scales.folded)
 
-        grad_hidden, *rest = slab_gradients(hidden_ND, weight_VD, bias_V, target_N, wanted, gradient)
-        if ctx.shard is not None and grad_hidden is not None:  # each shard's part of the sum over the vocabulary
-            torch.distributed.all_reduce(grad_hidden, group=ctx.shard.group)
-        return grad_hidden, *rest, *nothing[3:]
+        # each shard has its part of the sum over the vocabulary
+        reduce = None if ctx.shard is None else partial(torch.distributed.all_reduce, group=ctx.shard.group)
+        found = slab_gradients(hidden_ND, weight_VD, bias_V, target_N, wanted, gradient, reduce=reduce)
+        return *found, *nothing[3:]
 
 
 def room_for_logits(hidden_ND: Tensor, V: int) -> Tensor:
@@ -201,12 +202,14 @@ def scaled(effects: tuple[Tensor, ...], grads: tuple[Tensor | None, ...]) -> Ten
 def slab_gradients(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, wanted: Sequence[bool],
     gradient: Callable, *, copies: int = 1, start: Callable | None = None,
+    reduce: Callable | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of hidden states, weight and bias: slabs of the vocabulary outside, tokens inside.
 
     wanted     which of the three
     gradient   (tokens, slab, their targets within the slab, out) writes the gradient of these logits to out
     copies     how many float32 logits of a slab are alive at a time
+    reduce     is given the gradient of the hidden states before it is rounded
     start      (total, slab) adds what a slab of the weight's gradient begins with
     """
     (N, D), V, dtype = hidden_ND.shape, len(weight_VD), accumulation(hidden_ND.dtype)
@@ -215,7 +218,8 @@ def slab_gradients(
     grad_bias = torch.zeros(V, dtype=dtype, device=hidden_ND.device) if wanted[2] else None
     at_a_time = max(1, min(N, TOKENS))
     per_logit = copies * dtype.itemsize + hidden_ND.dtype.itemsize
-    for slab in slabs(V, max(128, products.SLAB // (at_a_time * per_logit) // 128 * 128)):
+    per_entry = at_a_time * per_logit + (D * dtype.itemsize if wanted[1] else 0)
+    for slab in slabs(V, max(128, products.SLAB // per_entry // 128 * 128)):
         # float32 until the whole slab of dW is there, then rounded once
         total_SD = torch.zeros(slab.stop - slab.start, D, dtype=dtype, device=hidden_ND.device) if wanted[1] else None
         if start is not None and wanted[1]:
@@ -234,6 +238,8 @@ def slab_gradients(
                 grad_bias[slab] += out_NS.sum(0, dtype=dtype)
         if wanted[1]:
             grad_weight[slab] = total_SD
+    if reduce is not None and wanted[0]:
+        reduce(grad_hidden)
     return (
         None if grad_hidden is None else grad_hidden.to(hidden_ND.dtype),
         grad_weight,

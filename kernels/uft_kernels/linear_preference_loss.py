@@ -60,8 +60,10 @@ def linear_preference_loss_reference(
 
 
 def _summed(token_logp_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
-    empty_S = torch.zeros(sequences, dtype=token_logp_N.dtype, device=token_logp_N.device)
-    return empty_S.index_add(0, sequence_N, token_logp_N)
+    """In a fixed order; index_add adds atomically on a GPU."""
+    sorted_N, order_N = sequence_N.sort(stable=True)
+    edges = torch.searchsorted(sorted_N, torch.arange(sequences + 1, device=sequence_N.device))
+    return torch.segment_reduce(token_logp_N[order_N], "sum", lengths=edges.diff(), axis=0, initial=0)
 
 
 # ---- autograd ----

@@ -153,8 +153,11 @@ def _forward_kernel(
         s = scale * s + tl.sum(e, 0)
         m = m_new
     log_s = tl.log(s)
-    z_target = load_logits(logits_ptr, target + tl.zeros([1], tl.int64), V, inverse_temperature, softcap, CAPPED)
-    tl.store(logp_ptr + n, tl.sum(z_target - m, 0) - log_s)
+    inside = (target >= 0) & (target < V)
+    at = tl.where(inside, target, 0) + tl.zeros([1], tl.int64)
+    z_target = load_logits(logits_ptr, at, V, inverse_temperature, softcap, CAPPED)
+    # a target that is no entry has no log-probability
+    tl.store(logp_ptr + n, tl.where(inside, tl.sum(z_target - m, 0) - log_s, float("nan")))
     tl.store(entropy_ptr + n, log_s - u / s)
     tl.store(peak_ptr + n, m)
     tl.store(log_sum_ptr + n, log_s)

@@ -92,3 +92,30 @@ def test_no_tensor_of_all_logits(operation, wants_head, monkeypatch):
     with LargestTensor() as largest:
         run(operation, True, wants_head)
     assert largest.elements <= max(N * V // 7, V * D)
+
+
+@pytest.mark.parametrize("operation, tokens", [("logprob", 8), ("logprob", N), ("preference loss", N)])
+def test_no_float32_copy_of_the_gradient_of_the_head(operation, tokens, monkeypatch):
+    """Also where a slab holds few logits, because the tokens are few or their probabilities were kept."""
+    monkeypatch.setattr(products, "SLAB", V * D * 4 // 8)
+    monkeypatch.setattr(products, "KEEP", 0)
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, D, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(V, D, dtype=torch.bfloat16, requires_grad=True)
+    target, sequence = torch.randint(0, V, (tokens,)), torch.arange(tokens) // 64
+    seen = []
+
+    class Float32(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            # sums begin with zeros; a CPU also converts the head for its products
+            if "zeros" in function.name() and out.dtype == torch.float32 and out.shape[-1:] == (D,):
+                seen.append(len(out))
+            return out
+
+    with Float32():
+        if operation == "logprob":
+            linear_logprob(hidden, weight, target).logp.sum().backward()
+        else:
+            linear_preference_loss(hidden, weight, target, sequence, 4, squares).loss.backward()
+    assert 0 < max(seen) <= max(V // 4, tokens)

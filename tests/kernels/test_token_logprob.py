@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import uft_kernels
 from numerics import assert_no_worse
 from uft_kernels.token_logprob import BLOCK_V, IGNORE, token_logprob, token_logprob_reference
 
@@ -151,3 +152,10 @@ def test_gradcheck():
 def test_what_does_not_fit_is_refused(logits, target, options, message):
     with pytest.raises(ValueError, match=message):
         token_logprob(logits, target, **options)
+
+
+def test_a_target_that_is_no_entry_has_no_log_probability(device):
+    logits, target = torch.randn(3, 50, device=device), torch.tensor([-1, 50, 3], device=device)
+    with uft_kernels.form("triton"):
+        found = token_logprob(logits, target)
+    assert found.isnan().tolist() == [True, True, False]
