@@ -97,7 +97,9 @@ ARMS: dict[str, Arm] = {
     "sft_chosen": Arm(
         "SFT on demonstrations + chosen", preference_stage("sft_chosen", 1.0), FROM_BASE, family="control"
     ),
-    "sft_dpo": Arm("SFT → DPO", preference_stage("dpo"), AFTER_SFT, BETAS, True, noisy=(AFTER_SFT, (0.03, 0.1, 0.3))),
+    "sft_dpo": Arm(
+        "SFT → DPO", preference_stage("dpo"), AFTER_SFT, (2.0, 8.0, 32.0), True, noisy=(AFTER_SFT, (0.1, 0.3, 1.0))
+    ),
     "sft_dpo_replay": Arm(
         "SFT → DPO + replay",
         preference_stage("dpo_nll", REPLAY),
