@@ -6,6 +6,8 @@ from types import MethodType
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from mixed import VOCABULARY, dataset, model
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -298,6 +300,20 @@ def test_low_precision_and_autocast():
     assert found.token_logp.dtype == torch.float32 and torch.equal(found.logp, found.reference_logp)
     (found.logp.sum() + found.kl.sum()).backward()
     assert full.lm_head.weight.grad.dtype == torch.float32
+
+
+def test_the_wrapper_of_mixed_precision_still_scores():
+    policy, rows = family("llama"), batch()
+    fuse_head(policy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = score(policy, rows).logp
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        wrapped = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(policy)
+        assert has_fused_head(wrapped)
+        assert torch.equal(score(wrapped, rows).logp, wanted)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def _scoring(original: Any) -> Any:
     names = [p for p in known.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     rest = [p for p in known.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
     forward.__signature__ = known.replace(parameters=[*names, added, *rest])
-    forward.scores = True  # wrappers around it take this over
+    forward.scores = True
     return forward
 
 
@@ -327,7 +327,12 @@ def unfuse_head(model: nn.Module) -> None:
 def has_fused_head(model: nn.Module) -> bool:
     """Whether the model scores now: others may have replaced its forward since, or its head."""
     model = causal_model(model)
-    return bool(getattr(model.forward, "scores", False)) and is_linear_head(model.get_output_embeddings())
+    forward = model.forward
+    while not getattr(forward, "scores", False):  # accelerate wraps it for mixed precision
+        forward = getattr(forward, "__wrapped__", None)
+        if forward is None:
+            return False
+    return is_linear_head(model.get_output_embeddings())
 
 
 def is_peft(model: nn.Module) -> bool:
