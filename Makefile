@@ -40,6 +40,7 @@ real-small: $(VENV)/.installed
 
 bench-kernels: $(VENV)/.installed-dev
 	$(BIN)/python kernels/bench/heads.py
+	$(BIN)/python kernels/bench/logits.py
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

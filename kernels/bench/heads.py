@@ -18,7 +18,6 @@ import argparse
 import gc
 import json
 import math
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import rivals  # noqa: E402
 from figure import draw  # noqa: E402
-from measure import environment, median_and_spread, peak_bytes, times, worst_error  # noqa: E402
+from measure import environment, machine_name, median_and_spread, peak_bytes, times, worst_error  # noqa: E402
 from rivals import DPO, KL, LOGP, Inputs, Made, Missing  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
@@ -46,7 +45,7 @@ class Shape(NamedTuple):
 
 HEADS = {"Qwen 0.6B": (1024, 151_936), "Llama 1B": (2048, 128_256), "Llama 8B": (4096, 128_256),
          "Gemma 2B": (2304, 256_000)}  # fmt: skip
-TOKENS = (4096, 8192, 16_384)
+TOKENS = (8192,)  # and 4096 and 16384 by --tokens; about 10 s a row
 ON_CPU = [Shape("small", 512, 256, 8192), Shape("wide", 256, 512, 32_768)]
 
 
@@ -257,6 +256,17 @@ def _cell(found: dict[str, Any]) -> str:
     return f"**{found['to_floor']:.2f}** [{low:.2f}, {high:.2f}] · {found['extra_bytes'] / 2**20:.0f} MiB{told}"
 
 
+def _key(row: dict) -> tuple:
+    return row["case"], *row["shape"].values(), row["peaked"], row["dtype"]
+
+
+def _earlier(path: Path, about: dict[str, Any]) -> list[dict]:
+    """Rows of the same machine and versions, which a run in parts goes on with."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    same = all(found.get(name) == value for name, value in about.items())
+    return found["rows"] if same else []
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
@@ -283,16 +293,17 @@ def main(words: list[str] | None = None) -> int:
         for name in [n for n in case.makers if not n.startswith("ours") and n not in arguments.only]:
             del case.makers[name]
 
-    about, rows = environment(device), []
+    about = environment(device)
     planned = [(case, shape, peaked) for case in arguments.cases for shape in shapes for peaked in (False, True)]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    machine = re.sub(r"[^a-z0-9]+", "-", about["hardware"].lower().split(",")[0].removeprefix("nvidia ")).strip("-")
-    path = arguments.output / f"heads-{'cpu' if device.type == 'cpu' else machine}.json"
+    path = arguments.output / f"heads-{machine_name(about, device)}.json"
     machine_told = f"{about['hardware']}; torch {about['torch']}, triton {about['triton']}; {about['date']}."
     title = "# Heads: time as a ratio to the floor with quartiles, memory beyond inputs and gradients, errors"
+    rows = _earlier(path, about)
     for number, (case, shape, peaked) in enumerate(planned, 1):
         row = bench(case, shape, device, dtype, peaked, rounds)
-        rows.append(row)
+        rows = [other for other in rows if _key(other) != _key(row)] + [row]
+        rows.sort(key=lambda row: list(CASES).index(row["case"]))
         told = ", ".join(f"{n} {r['to_floor']:.2f}" for n, r in row["rivals"].items() if "ms" in r)
         print(
             f"{number}/{len(planned)} {case}, {shape.N} x {shape.D} x {shape.V}{' peaked' * peaked}: {told}", flush=True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of each start and stop otherwise
 Run = Callable[[], Any]
 
 
@@ -98,6 +101,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": str(date.today()),
     }
+
+
+def machine_name(about: dict[str, Any], device: torch.device) -> str:
+    """For the names of files: cpu, h200, ..."""
+    if device.type == "cpu":
+        return "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", about["hardware"].lower().split(",")[0].removeprefix("nvidia ")).strip("-")
 
 
 def _processor() -> str:
