@@ -121,6 +121,20 @@ def test_adapters(name):
     assert plain[0][2].max() > 1e-3
 
 
+@pytest.mark.parametrize("rank", [3, 16])
+def test_an_untrained_adapter_on_a_head_changes_no_bit(rank):
+    """At this width the bits of a product depend on how many columns it sums."""
+    config = SIZES | dict(hidden_size=256, head_dim=64)
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **config))
+    policy = get_peft_model(base, LoraConfig(r=rank, task_type="CAUSAL_LM", **ADAPTERS["head too"]))
+    fuse_head(policy)
+    found = score(policy, batch(), AdapterReference(), divergence=True)
+    assert torch.equal(found.logp, found.reference_logp) and found.kl.abs().max() < 1e-5
+    found.logp.sum().backward()
+    assert policy.lm_head.lora_B.default.weight.grad.any()
+
+
 def test_variants_of_adapters_keep_their_logits():
     config = LoraConfig(r=4, target_modules=["lm_head"], use_dora=True)
     assert not fuse_head(get_peft_model(family("llama"), config))

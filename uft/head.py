@@ -87,7 +87,8 @@ class HeadOutput(ModelOutput):
 def linear_parts(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """(hidden, weight, bias) with head(hidden) = hidden @ weight.T + bias, or None where the head is no linear layer.
 
-    A low-rank adapter on the head makes both wider: W + s B A = [W, B] [1, s A].
+    A low-rank adapter on the head makes both wider: W + s B A = [W, B] [1, s A].  Switched off it leaves zeros behind,
+    so that the product sums in the same order and an untrained adapter changes no bit.
     """
     head = _active(head)
     if not is_linear_head(head):
@@ -96,11 +97,17 @@ def linear_parts(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tenso
         return hidden, head.weight, head.bias
     base = head.base_layer
     hiddens, weights = [hidden], [base.weight]
-    for name in () if head.disable_adapters or head.merged else head.active_adapters:
-        if name in head.lora_A:
-            low = head.lora_A[name](head.lora_dropout[name](hidden.to(head.lora_A[name].weight.dtype)))
+    for name in () if head.merged else head.active_adapters:
+        if name not in head.lora_A:
+            continue
+        a, b = head.lora_A[name], head.lora_B[name].weight.to(base.weight.dtype)
+        if head.disable_adapters:
+            hiddens.append(hidden.new_zeros(*hidden.shape[:-1], b.shape[1]))
+            weights.append(torch.zeros_like(b))
+        else:
+            low = a(head.lora_dropout[name](hidden.to(a.weight.dtype)))
             hiddens.append((head.scaling[name] * low).to(hidden.dtype))
-            weights.append(head.lora_B[name].weight.to(base.weight.dtype))
+            weights.append(b)
     if len(hiddens) == 1:
         return hidden, base.weight, base.bias
     return torch.cat(hiddens, -1), torch.cat(weights, -1), base.bias

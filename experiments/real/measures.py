@@ -117,7 +117,8 @@ def majority(data: RealData, part: str, scale: Scale, tokenizer: PreTrainedToken
         task: Counter(target(e, tokenizer) for e in rows).most_common(1)[0][0]
         for task, rows in by_source(data.demonstrations["train"]).items()
     }
-    return _marks([(e.source, commonest[e.source], target(e, tokenizer)) for e in _asked(data, part, scale)])
+    # where all training rows of a task were too long there is no commonest
+    return _marks([(e.source, commonest.get(e.source, ""), target(e, tokenizer)) for e in _asked(data, part, scale)])
 
 
 def _asked(data: RealData, part: str, scale: Scale) -> list[Example]:
