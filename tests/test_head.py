@@ -8,15 +8,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from largest import LargestTensor
 from mixed import VOCABULARY, dataset, model
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from uft_kernels import products
 
 from uft.feedback import Collator
-from uft.head import Scales, fuse_head, has_fused_head, unfuse_head
+from uft.head import fuse_head, has_fused_head, unfuse_head
+from uft.linear_head import Scales
 from uft.models import AdapterReference, FrozenReference, response_logits, score
 
 SIZES = dict(
@@ -150,19 +151,6 @@ def test_margins_are_exactly_zero_however_the_head_is_cut(wants, monkeypatch):
     assert torch.equal(found.logp, found.reference_logp)
 
 
-class Largest(TorchDispatchMode):
-    """The largest tensor, in elements, that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for value in out if isinstance(out, (list, tuple)) else [out]:
-            if isinstance(value, torch.Tensor):
-                self.elements = max(self.elements, value.numel())
-        return out
-
-
 @pytest.mark.parametrize("fused", [False, True])
 def test_no_logits_are_formed(fused, monkeypatch):
     V = 2000
@@ -172,7 +160,7 @@ def test_no_logits_are_formed(fused, monkeypatch):
     if fused:
         fuse_head(policy)
     reference, tokens = FrozenReference.of(policy), int(rows.shifted.sum())
-    with Largest() as largest:
+    with LargestTensor() as largest:
         found = score(policy, rows, reference, divergence=True)
         (found.logp.sum() + found.kl.sum()).backward()
     assert (largest.elements < tokens * V) == fused
@@ -207,43 +195,32 @@ class Doubled(nn.Linear):
         return 2 * super().forward(hidden)
 
 
-class Shifted(nn.Module):
-    """Some logits are lowered, among them not the last, which is where a scale could be read off."""
+class Around(nn.Module):
+    """A model around another, whose head is its own."""
 
-    def __init__(self, inner, lowered):
+    def __init__(self, inner, lowered=None):
         super().__init__()
-        self.inner, self.lowered = inner, lowered
-        self.config = inner.config
-
-    def get_output_embeddings(self):
-        return self.inner.get_output_embeddings()
-
-    def get_input_embeddings(self):
-        return self.inner.get_input_embeddings()
+        self.inner, self.lowered, self.config = inner, lowered, inner.config
+        self.get_output_embeddings, self.get_input_embeddings = inner.get_output_embeddings, inner.get_input_embeddings
 
     def forward(self, **inputs):
-        found = self.inner(**inputs)
+        return self.changed(self.inner(**inputs))
+
+
+class Shifted(Around):
+    """Some logits are lowered, among them not the last, which is where a scale could be read off."""
+
+    def changed(self, found):
         lower = torch.zeros(found.logits.shape[-1])
         lower[self.lowered] = 100.0
         found.logits = found.logits - lower
         return found
 
 
-class Twice(nn.Module):
+class Twice(Around):
     """The head runs again while training, as for tokens further ahead."""
 
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def get_output_embeddings(self):
-        return self.inner.get_output_embeddings()
-
-    def get_input_embeddings(self):
-        return self.inner.get_input_embeddings()
-
-    def forward(self, **inputs):
-        found = self.inner(**inputs)
+    def changed(self, found):
         if self.training:
             self.get_output_embeddings()(torch.zeros(2, 9, 32))
         return found

@@ -5,35 +5,27 @@ Its forward then also takes `score=Wanted(...)`: while the model runs, the head 
 positions alone and returns their log-probabilities, and the forward returns a `HeadOutput`.  The call goes through
 whatever is wrapped around the model (peft, DistributedDataParallel, FSDP), so their hooks see head and gradients.
 
-What a model does with its logits (scale, softcap) is measured rather than read from its configuration: the head's
-output is replaced by a ramp once, and what comes out is fitted.  Where that fails, or the head is no linear layer,
-there is one warning, and the model goes on giving logits.
+Where the head is no linear layer, or its logits are changed in a way that is not known (`uft.linear_head`), there is
+one warning, and the model goes on giving logits.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput, logging
 from uft_kernels import linear_divergence, linear_logprob
 
+from uft.linear_head import Scales, is_linear_head, linear_parts, measured
+
 logger = logging.get_logger(__name__)
-
-
-class Scales(NamedTuple):
-    """What a model does with the logits of its head: softcap * tanh(logit_scale * z / softcap)."""
-
-    logit_scale: float = 1.0
-    softcap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,63 +71,6 @@ class HeadOutput(ModelOutput):
     reverse_kl: Tensor | None = None
     entropy: Tensor | None = None
     state: HeadState | None = None
-
-
-# ---- what a head computes ----
-
-
-def linear_parts(head: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """(hidden, weight, bias) with head(hidden) = hidden @ weight.T + bias, or None where the head is no linear layer.
-
-    A low-rank adapter on the head makes both wider: W + s B A = [W, B] [1, s A].  Switched off it leaves zeros behind,
-    so that the product sums in the same order and an untrained adapter changes no bit.
-    """
-    head = _active(head)
-    if not is_linear_head(head):
-        return None
-    if _is_linear(head):
-        return hidden, head.weight, head.bias
-    base = head.base_layer
-    hiddens, weights = [hidden], [base.weight]
-    for name in () if head.merged else head.active_adapters:
-        if name not in head.lora_A:
-            continue
-        a, b = head.lora_A[name], head.lora_B[name].weight.to(base.weight.dtype)
-        if head.disable_adapters:
-            hiddens.append(hidden.new_zeros(*hidden.shape[:-1], b.shape[1]))
-            weights.append(torch.zeros_like(b))
-        else:
-            low = a(head.lora_dropout[name](hidden.to(a.weight.dtype)))
-            hiddens.append((head.scaling[name] * low).to(hidden.dtype))
-            weights.append(b)
-    if len(hiddens) == 1:
-        return hidden, base.weight, base.bias
-    return torch.cat(hiddens, -1), torch.cat(weights, -1), base.bias
-
-
-def is_linear_head(head: nn.Module) -> bool:
-    """nn.Linear, with or without plain LoRA, or a copy of it that peft trains as a whole."""
-    head = _active(head)
-    return _is_linear(head) or (_is_lora(head) and _is_linear(head.base_layer))
-
-
-def _active(head: nn.Module) -> nn.Module:
-    if type(head).__name__ != "ModulesToSaveWrapper":  # peft: trained copies beside the original
-        return head
-    name = None if head.disable_adapters else next(iter(head.active_adapters), None)
-    return dict(head.modules_to_save.items()).get(name, head.original_module)
-
-
-def _is_linear(head: nn.Module) -> bool:
-    """nn.Linear, or one that FSDP has given another class."""
-    return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
-
-
-def _is_lora(head: nn.Module) -> bool:
-    """Plain LoRA over a linear layer: no DoRA or other variant, no bias of its own."""
-    plain = type(head).__name__ == "Linear" and type(head).__module__ == "peft.tuners.lora.layer"
-    more = ("lora_variant", "use_dora", "lora_bias")
-    return plain and not any(any(getattr(head, name, {}).values()) for name in more)
 
 
 # ---- the model's own forward, with another head for a moment ----
@@ -199,7 +134,8 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
 
 def _through_one(found: HeadOutput) -> tuple[HeadOutput, Tensor]:
     """The same values as parts of one tensor [1, k, N], and that tensor."""
-    values = torch.stack([value for value in found.values() if value.requires_grad] or [found.logp])[None]
+    values = [value for value in found.values() if value.requires_grad] or [found.logp]
+    values = torch.stack([torch.stack(values)])  # no view, to which FSDP could not tie its hook safely
     parts = iter(values[0].unbind())
     differentiable = {name: next(parts) for name, value in found.items() if value.requires_grad}
     return HeadOutput(**{**found, **differentiable}), values
@@ -238,7 +174,7 @@ def fuse_head(model: nn.Module, filter_eps: float = 0.0) -> bool:
         return True
     model = causal_model(model)
     try:
-        scales, why = _measured(model), ""
+        scales, why = measured(model), ""
     except Exception as error:  # a model that cannot be run like this is not a model to be changed
         scales, why = None, f"{type(error).__name__}: {error}".splitlines()[0][:200]
     if not isinstance(scales, Scales):
@@ -251,74 +187,6 @@ def fuse_head(model: nn.Module, filter_eps: float = 0.0) -> bool:
     model._unfused_forward = model.__dict__.get("forward")
     model.forward = MethodType(_scoring(type(model).forward), model)
     return True
-
-
-@torch.no_grad()
-def _measured(model: nn.Module) -> Scales | str:
-    """What the model does with its head's output, or why its head cannot be fused."""
-    head = model.get_output_embeddings()
-    if head is None:
-        return "it names no output embeddings"
-    if any(p.is_meta or not p.numel() for p in model.parameters()):
-        return "its weights are not all in memory"
-    if not is_linear_head(head):
-        return f"its head is a {type(head).__name__}"
-    if hasattr(head, "_hf_hook") or hasattr(model, "_original_forward"):
-        return "accelerate has wrapped it already"
-    seen: list[tuple[Tensor, Tensor]] = []
-    # rows of several reaches: the first tells the scale, the last where a softcap ends
-    reach = torch.tensor([1.0, 50.0, 1e4, 1e8], dtype=torch.float64)
-    ramps = None
-
-    def ramp(_module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        nonlocal ramps
-        seen.append((inputs[0], output))
-        steps = torch.linspace(-1, 1, output.shape[-1], dtype=torch.float64)
-        ramps = (reach[:, None] * steps).to(output.device)[None]
-        return ramps
-
-    training = [(module, module.training) for module in model.modules()]
-    handle = head.register_forward_hook(ramp)
-    try:
-        ids = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
-        found = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    finally:
-        handle.remove()
-        for module, was in training:
-            module.training = was
-    if len(seen) != 1 or seen[0][1].shape[:2] != (1, 4):
-        return f"its head runs {len(seen)} times in a forward"
-    hidden, output = seen[0]
-    if not _close(F.linear(*linear_parts(head, hidden)).to(output.dtype), output):
-        return "its head is not hidden @ weight.T + bias"
-    scales = _fitted(reach, found[0, :, -1].double().cpu())
-    again = scaled(ramps, scales)
-    # row by row, for what is added to a logit is seen in the row of the smallest
-    if found.shape != again.shape or not all(map(_close, found[0].double(), again[0].double())):
-        return "its logits are neither scaled nor capped in a known way"
-    return scales
-
-
-def _fitted(reach: Tensor, found: Tensor) -> Scales:
-    """The scales that turn `reach` into `found`: c tanh(s x / c) at x = 1 and at an x that is far beyond c."""
-    if math.isclose(found[3] / found[0], reach[3] / reach[0], rel_tol=1e-3):
-        return Scales(_neat(found[3] / reach[3]))
-    cap = float(found[3])
-    return Scales(_neat(cap * math.atanh(found[0] / cap)), _neat(cap))
-
-
-def _neat(x: float) -> float:
-    """Six digits, which is what float32 leaves of a constant."""
-    return float(f"{float(x):.6g}")
-
-
-def scaled(logits: Tensor, scales: Scales) -> Tensor:
-    logits = logits * scales.logit_scale
-    return logits if scales.softcap is None else scales.softcap * torch.tanh(logits / scales.softcap)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).abs().max() <= (1e-5 + 4 * torch.finfo(a.dtype).eps) * b.abs().max())
 
 
 def unfuse_head(model: nn.Module) -> None:

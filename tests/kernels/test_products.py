@@ -2,27 +2,13 @@
 
 import pytest
 import torch
+from largest import LargestTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from uft_kernels import linear_divergence, linear_logprob, linear_preference_loss, products
 
 N, D, V = 256, 32, 4096
 UNIT = 2 * N * V * D
-
-
-class LargestTensor(TorchDispatchMode):
-    """The largest tensor, in elements, that any operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for value in out if isinstance(out, (list, tuple)) else [out]:
-            if isinstance(value, torch.Tensor):
-                self.elements = max(self.elements, value.numel())
-        return out
 
 
 def squares(logp):
