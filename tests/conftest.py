@@ -2,17 +2,21 @@
 
 import os
 import tempfile
+from importlib.util import find_spec
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 # Without a GPU kernels run through Triton's interpreter, which must be chosen before triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Shapes and dtypes in annotations are enforced here; 2 counts as a float, as PEP 484 has it.
-install_import_hook("uft.losses", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+# Shapes and dtypes in annotations are enforced here; 2 counts as a float, as PEP 484 has it. `make test` installs both
+# packages; kernels are also tested on machines that have only what training needs.
+if find_spec("jaxtyping") and find_spec("beartype"):
+    from jaxtyping import install_import_hook
+
+    install_import_hook("uft.losses", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
 @pytest.fixture(scope="session", autouse=True)
