@@ -54,7 +54,7 @@ test-oldest:
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -c "import torch" 2>/dev/null || .venv-oldest/bin/pip install -q torch==2.13.0
 	@.venv-oldest/bin/pip install -q -e . "transformers==5.17.0" pytest beartype hypothesis
-	.venv-oldest/bin/python -m pytest tests/test_trainer.py tests/test_stages.py tests/test_compute.py tests/test_head.py
+	.venv-oldest/bin/python -m pytest tests/test_trainer.py tests/test_reference.py tests/test_stages.py tests/test_compute.py tests/test_head.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

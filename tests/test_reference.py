@@ -1,0 +1,146 @@
+"""The reference in its three forms: the same rewards, margins of exactly 0 at the start, nothing kept that is stale."""
+
+import numpy as np
+import pytest
+import torch
+from mixed import dataset, model, parameters, trainer
+from peft import LoraConfig
+
+from uft.feedback import Collator
+from uft.models import AdapterReference, adapter_is_identity, make_reference, merged, score
+
+LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def losses_with(mode, objective="dpo_nll", lora=False, output_dir=None):
+    kinds = ("demonstrations", "pairs") if objective == "dpo_nll" else ("labels", "scores")
+    run = trainer(
+        objective, dataset(kinds), eval_dataset=dataset(kinds, n=5), reference=mode, output_dir=output_dir,
+        per_device_train_batch_size=5, gradient_accumulation_steps=2, max_steps=8,
+        peft_config=LORA if lora else None,
+    )  # fmt: skip
+    before = run.evaluate()
+    run.train()
+    return before, [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("objective", ["dpo_nll", "kto"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_references_agree_and_margins_start_at_zero(objective, lora, tmp_path):
+    curves = {}
+    for mode in ("frozen", "cached", *(["adapter"] if lora else [])):
+        before, curves[mode] = losses_with(mode, objective, lora, tmp_path)
+        assert before["eval_rewards/chosen"] == 0.0
+        assert before["eval_rewards/rejected"] == 0.0
+        if objective == "dpo_nll":
+            assert before["eval_rewards/margins"] == 0.0
+    for curve in curves.values():
+        np.testing.assert_allclose(curve, curves["frozen"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "cached"])
+def test_training_margins_are_exactly_zero_in_the_first_step(mode, tmp_path):
+    run = trainer("dpo", dataset(("pairs",)), reference=mode, per_device_train_batch_size=3, output_dir=tmp_path)
+    run.train()
+    first = run.state.log_history[0]
+    assert first["rewards/margins"] == 0.0 and first["rewards/chosen"] == 0.0
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-7)
+
+
+def test_cached_reference_is_read_back(tmp_path, monkeypatch):
+    losses_with("cached", output_dir=tmp_path)
+    files = {path.name for path in tmp_path.glob("_reference-*.npz")}
+    assert len(files) == 2  # training and evaluation
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("uft.reference_cache.compute_logps", refuse)
+    losses_with("cached", output_dir=tmp_path)
+    with pytest.raises(AssertionError, match="computed again"):  # other weights, other fingerprint
+        trainer(
+            "dpo", dataset(("pairs",)), model(seed=5), reference="cached", output_dir=tmp_path
+        ).train()  # fmt: skip
+
+
+def test_damaged_cache_is_refused(tmp_path):
+    losses_with("cached", output_dir=tmp_path)
+    for path in tmp_path.glob("_reference-*.npz"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"_reference-.*npz: not a readable cache"):
+        losses_with("cached", output_dir=tmp_path)
+
+
+def trained_adapter():
+    run = trainer("sft", dataset(("demonstrations",)), peft_config=LORA, max_steps=4, learning_rate=0.1)
+    run.train()
+    assert not adapter_is_identity(run.model)
+    return run.model
+
+
+def test_after_an_earlier_stage_the_reference_is_that_stage_not_the_base():
+    policy = trained_adapter()
+    batch = Collator(0, sources=("pairs",))(dataset(("pairs",))[:])
+    with torch.no_grad():
+        stage_one = score(policy, batch).logp
+        base = score(policy, batch, AdapterReference(None)).reference_logp
+    assert (stage_one - base).abs().max() > 0.1  # the adapter did something, so the two can be told apart
+    reference = make_reference(policy, "adapter")
+    assert reference.adapter == "reference"
+    run = trainer("dpo", dataset(("pairs",)), policy, eval_dataset=dataset(("pairs",)), max_steps=4)
+    assert run.evaluate()["eval_rewards/margins"] == 0.0
+    kept = {n: p.clone() for n, p in policy.named_parameters() if ".reference." in n}
+    assert kept
+    run.train()
+    with torch.no_grad():
+        after = score(policy, batch, run.reference)
+    torch.testing.assert_close(after.reference_logp, stage_one)
+    assert (after.logp - stage_one).abs().max() > 1e-3
+    assert all(torch.equal(p, kept[n]) for n, p in policy.named_parameters() if n in kept)
+
+
+def test_merging_the_adapter_keeps_the_model():
+    policy = trained_adapter()
+    batch = Collator(0, sources=("pairs",))(dataset(("pairs",))[:])
+    with torch.no_grad():
+        before = score(policy, batch).logp
+        after = score(merged(policy), batch).logp
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-4)
+
+
+def test_frozen_reference_does_not_move_and_gets_no_gradient():
+    run = trainer("dpo", dataset(("pairs",)), max_steps=3)
+    before = parameters(run.reference.model).clone()
+    run.train()
+    assert torch.equal(parameters(run.reference.model), before)
+    assert all(p.grad is None for p in run.reference.model.parameters())
+
+
+def test_cached_reference_knows_the_models_config(tmp_path):
+    for rope in (10_000.0, 100.0):
+        policy = model(rope_parameters={"rope_type": "default", "rope_theta": rope})
+        run = trainer("dpo", dataset(("pairs",)), policy, reference="cached", output_dir=tmp_path)
+        run.train()
+        assert run.state.log_history[0]["rewards/margins"] == 0.0
+    assert len(list(tmp_path.glob("_reference-*.npz"))) == 2
+
+
+def test_cached_reference_is_computed_in_the_precision_of_training(tmp_path):
+    run = trainer("dpo", dataset(("pairs",)), reference="cached", output_dir=tmp_path, bf16=True)
+    run.train()
+    assert run.state.log_history[0]["rewards/margins"] == 0.0
+
+
+def test_an_explicit_reference_is_used_with_cached_too(tmp_path):
+    margins = [
+        trainer("dpo", dataset(("pairs",)), eval_dataset=dataset(("pairs",)), reference=mode, output_dir=tmp_path,
+                reference_model=model(seed=1)).evaluate()["eval_rewards/margins"]
+        for mode in ("frozen", "cached")
+    ]  # fmt: skip
+    assert margins[0] == margins[1] != 0.0
+
+
+def test_the_policy_cannot_be_its_own_reference():
+    policy = model()
+    with pytest.raises(ValueError, match="reference is the model that is trained"):
+        trainer("dpo", dataset(("pairs",)), policy, reference_model=policy)
