@@ -86,7 +86,7 @@ AFTER_SFT = (1e-5, 3e-5, 1e-4, 3e-4)
 AFTER_SFT_HIGHER = (3e-5, 1e-4, 3e-4, 1e-3)
 TRIALS = 12
 BETAS, NOISY_BETAS = (0.5, 2.0, 8.0), (0.01, 0.03, 0.1)
-# The search has base models of its own, which no table reports. Five arms hang on the rate of the supervised stage that
+# The search has base models of its own, which no table reports. Four arms hang on the rate of the supervised stage that
 # they share, so it is chosen on three.
 SEARCH_SEEDS, SFT_STAGE_SEEDS = (5,), (5, 6, 7)
 VARIANTS = ("hedged_pairs", "noisy_pairs")  # the first is what `make compare` shows

@@ -303,6 +303,10 @@ def test_the_wrapper_of_mixed_precision_still_scores():
         wrapped = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(policy)
         assert has_fused_head(wrapped)
         assert torch.equal(score(wrapped, rows).logp, wanted)
+        unfuse_head(wrapped)  # as a later stage may ask for
+        assert not has_fused_head(wrapped)
+        torch.testing.assert_close(score(wrapped, rows).logp, wanted, rtol=0.05, atol=0.05)
+        assert fuse_head(wrapped) and torch.equal(score(wrapped, rows).logp, wanted)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 

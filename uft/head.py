@@ -169,10 +169,10 @@ def fuse_head(model: nn.Module, filter_eps: float = 0.0) -> bool:
 
     Runs the model once on four tokens.  Returns whether the head is fused.  Harmless to call again.
     """
-    if has_fused_head(model):
-        causal_model(model).head_filter_eps = filter_eps
-        return True
     model = causal_model(model)
+    if _can_score(model):
+        model.head_is_fused, model.head_filter_eps = True, filter_eps
+        return True
     try:
         scales, why = measured(model), ""
     except Exception as error:  # a model that cannot be run like this is not a model to be changed
@@ -183,15 +183,16 @@ def fuse_head(model: nn.Module, filter_eps: float = 0.0) -> bool:
             f"the head of {name} is not fused, log-probabilities come from whole logits: {scales or why}"
         )
         return False
-    model.fused_head, model.head_filter_eps = scales, filter_eps
+    model.fused_head, model.head_is_fused, model.head_filter_eps = scales, True, filter_eps
     model._unfused_forward = model.__dict__.get("forward")
     model.forward = MethodType(_scoring(type(model).forward), model)
     return True
 
 
 def unfuse_head(model: nn.Module) -> None:
-    """Takes back what `fuse_head` did, where it did something."""
+    """Takes back what `fuse_head` did, where it did something.  Inside of a wrapper it is only not used any more."""
     model = causal_model(model)
+    model.head_is_fused = False
     if getattr(model.forward, "scores", False):
         before = model._unfused_forward
         del model.forward
@@ -200,8 +201,13 @@ def unfuse_head(model: nn.Module) -> None:
 
 
 def has_fused_head(model: nn.Module) -> bool:
-    """Whether the model scores now: others may have replaced its forward since, or its head."""
+    """Whether the model's log-probabilities come from its head."""
     model = causal_model(model)
+    return getattr(model, "head_is_fused", False) and _can_score(model)
+
+
+def _can_score(model: nn.Module) -> bool:
+    """Others may have replaced a fused model's forward since, or its head."""
     forward = model.forward
     while not getattr(forward, "scores", False):  # accelerate wraps it for mixed precision
         forward = getattr(forward, "__wrapped__", None)
