@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from uft.feedback import KINDS, Collator, Example, Response, mismatched
+from uft.collation import Collator
+from uft.feedback import KINDS, Example, Response, mismatched
 
 
 def array(*ids):

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from uft_kernels import products
 
-from uft.feedback import Collator
+from uft.collation import Collator
 from uft.head import fuse_head, has_fused_head, unfuse_head
 from uft.linear_head import Scales
 from uft.models import AdapterReference, FrozenReference, response_logits, score

@@ -6,7 +6,7 @@ import torch
 from mixed import dataset, model, parameters, trainer
 from peft import LoraConfig
 
-from uft.feedback import Collator
+from uft.collation import Collator
 from uft.models import AdapterReference, adapter_is_identity, make_reference, merged, score
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -7,8 +7,9 @@ from mixed import KINDS, Tokenizer, dataset, model, parameters, trainer
 from peft import LoraConfig
 from transformers import TrainerCallback
 
+from uft.collation import Collator
 from uft.config import UnifiedConfig
-from uft.feedback import Collator, mismatched
+from uft.feedback import mismatched
 from uft.models import FrozenReference, score
 from uft.trainer import UnifiedTrainer
 
@@ -34,9 +35,9 @@ class KeepGradients(TrainerCallback):
         self.gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
 
 
-def gradients_of(objective, data, steps=2, **args):
+def gradients_of(objective, data, steps=2, policy=None, **args):
     keep = KeepGradients()
-    run = trainer(objective, data, callbacks=[keep], max_steps=steps, **args)
+    run = trainer(objective, data, policy, callbacks=[keep], max_steps=steps, **args)
     # the reference differs from the policy, so that no term is at its trivial starting value
     run.reference = FrozenReference(model(seed=1))
     run.train()
@@ -46,16 +47,38 @@ def gradients_of(objective, data, steps=2, **args):
 
 @pytest.fixture(scope="module")
 def whole_step():
-    return gradients_of(EVERYTHING, dataset(), per_device_train_batch_size=40)
+    return gradients_of(EVERYTHING, dataset(), per_device_train_batch_size=40, layout="padded")
 
 
-@pytest.mark.parametrize("size, accumulation", [(20, 2), (8, 5), (3, 14), (1, 40)])
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_gradient_does_not_depend_on_the_layout(whole_step, size, accumulation, side):
-    gradients, losses, _ = gradients_of(
-        EVERYTHING, dataset(), per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
-        padding_side=side,
+LAYOUTS = {
+    "padded": {"layout": "padded"},
+    "left": {"layout": "padded", "padding_side": "left"},
+    "multiple": {"layout": "padded", "pad_to_multiple_of": 32},
+    "padded to a budget": {"layout": "padded", "token_budget": 64, "max_length": 64},
+    "packed": {"layout": "packed", "prefix_sharing": False},
+    "shared": {"layout": "packed"},
+    "packed to a multiple": {"layout": "packed", "pad_to_multiple_of": 128},
+    "packed to a budget": {"layout": "packed", "token_budget": 64, "max_length": 64},
+    "packed by masks": {"layout": "packed", "attention": "eager"},
+    "unfused": {"layout": "packed", "fused_head": False},
+}
+
+
+SIZES = [(20, 2), (8, 5), (3, 14), (1, 40)]
+CUTS = [(name, *size) for name in LAYOUTS for size in (SIZES if name in ("left", "shared") else SIZES[::3])]
+
+
+@pytest.mark.parametrize("layout, size, accumulation", CUTS)
+def test_gradient_does_not_depend_on_the_layout(whole_step, layout, size, accumulation):
+    options = dict(LAYOUTS[layout])
+    policy = model()
+    if attention := options.pop("attention", None):
+        policy.set_attn_implementation(attention)
+    gradients, losses, run = gradients_of(
+        EVERYTHING, dataset(), policy=policy, per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation, **options,
     )  # fmt: skip
+    assert run.data_collator.collate.packed == (options["layout"] == "packed")
     expected, expected_losses, _ = whole_step
     for found, want in zip(gradients, expected):
         assert (found - want).norm() <= 1e-5 * want.norm()
@@ -96,9 +119,9 @@ def test_a_wrong_denominator_would_be_seen(whole_step, monkeypatch):
     from uft.trainer import Step, UnifiedTrainer
 
     def per_micro_batch(self, iterator, n, device):
-        batches = [next(iterator) for _ in range(n)]
-        counts = self.objective.counts(batches[0]).clamp(min=1) * n
-        return batches, Step(counts, self._statistics(self.model_wrapped, batches, update=True), n)
+        items = [next(iterator) for _ in range(n)]
+        counts = sum(self.objective.counts(batch) for batch in items[0].batches).clamp(min=1) * n
+        return items, Step(counts, self._statistics(self.model_wrapped, items, update=True), n)
 
     monkeypatch.setattr(UnifiedTrainer, "get_batch_samples", per_micro_batch)
     gradients, _, _ = gradients_of(
@@ -118,9 +141,9 @@ def test_evaluation_is_an_exact_mean(size):
 
 def _evaluation_by_hand(run):
     """All rows in one batch, straight through the objective."""
-    collate = Collator(0, sources=KINDS)
-    batch = collate(mismatched(dataset()[:]))
-    statistics = run._statistics(run.model, [batch], update=False)
+    examples = mismatched(dataset()[:])
+    batch = Collator(0, sources=KINDS)(examples)
+    statistics = run._statistics(run.model, [run.data_collator(examples)], update=False)
     loss, _ = run.objective(run.scored(run.model, batch), run.objective.counts(batch), statistics)
     return float(loss)
 

@@ -148,7 +148,7 @@ class Meter:
         )
 
     def of_batch(self, batch: Batch) -> Tally:
-        columns = (batch.kind, batch.attention_mask.sum(-1), batch.in_loss.sum(-1), self.objective.used_rows(batch))
+        columns = (batch.kind, batch.length, batch.in_loss.sum(-1), self.objective.used_rows(batch))
         return self.of(*(column.cpu().numpy() for column in columns))
 
     def of_examples(self, examples: Iterable[Example]) -> Tally:

@@ -9,6 +9,8 @@ from transformers import TrainingArguments
 
 from uft.models import REFERENCE_MODES
 
+LAYOUTS = ("auto", "packed", "padded")
+
 
 @dataclass
 class UnifiedConfig(TrainingArguments):
@@ -33,6 +35,14 @@ class UnifiedConfig(TrainingArguments):
     reference_cache: str | None = field(
         default=None, metadata={"help": "Folder for cached reference log-probabilities; default output_dir."}
     )
+    reference_cache_exact: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute cached log-probabilities in the very batches that training will run, so that every margin "
+            "starts at exactly 0. Off: in large batches sorted by length, once for all seeds and batch sizes; margins "
+            "then start at rounding errors."
+        },
+    )
     fused_head: bool = field(
         default=True,
         metadata={
@@ -48,7 +58,24 @@ class UnifiedConfig(TrainingArguments):
         },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout to 0."})
-    padding_side: str = field(default="right", metadata={"help": "right or left."})
+    layout: str = field(
+        default="auto",
+        metadata={
+            "help": "packed (the responses of a batch in one row without padding), padded (a row each), or auto: "
+            "packed where the model's attention is known to allow it."
+        },
+    )
+    prefix_sharing: bool = field(
+        default=True, metadata={"help": "In a packed row, run a prompt once for all of its responses."}
+    )
+    token_budget: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cut each device's batch into passes of at most this many tokens, padding included; by default it "
+            "is one pass. It bounds memory and changes no result."
+        },
+    )
+    padding_side: str = field(default="right", metadata={"help": "right or left, in the padded layout."})
     pad_to_multiple_of: int = field(default=1, metadata={"help": "Pad batches to a multiple of this length."})
     on_bad_row: str = field(default="error", metadata={"help": "error, or drop (counted and reported)."})
     dtype: str = field(
@@ -78,6 +105,12 @@ class UnifiedConfig(TrainingArguments):
             raise ValueError(f"on_bad_row is {self.on_bad_row!r}; want error or drop")
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"dtype is {self.dtype!r}; want auto, float32, bfloat16 or float16")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout is {self.layout!r}; want one of {', '.join(LAYOUTS)}")
+        if self.token_budget is not None and self.token_budget < self.max_length:
+            raise ValueError(
+                f"token_budget is {self.token_budget} and max_length {self.max_length}; want room for the longest row"
+            )
         if self.padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {self.padding_side!r}; want right or left")
         if self.use_peft and self.lora_dropout and self.disable_dropout:

@@ -19,7 +19,7 @@ Nothing here knows of models, losses or trainers.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,25 +130,49 @@ def _fitting(prompt: np.ndarray, response: Response, max_length: int | None, bos
     return np.concatenate([prompt[:1], prompt[len(prompt) - room + 1 :]])
 
 
+@dataclass(frozen=True)
+class Need:
+    """What an objective does with a response.
+
+    gradient     some term is on it
+    reference    the reference scores it as well
+    statistics   names of the terms that want it scored without gradient before the step
+    """
+
+    gradient: bool = True
+    reference: bool = False
+    statistics: tuple[str, ...] = ()
+
+
 class Batch(dict):
-    """A collated batch: a dict of tensors whose entries are also attributes.
+    """A collated batch: a dict of tensors whose entries are also attributes.  What the objective knows of it:
 
-    R responses, P preferences, T tokens after padding.
+    R responses, P preferences, T tokens of the longest prompt and response, N tokens that count.
 
-    input_ids        int64 [R, T]   prompt and response, padded
-    attention_mask   int64 [R, T]
     in_loss          bool  [R, T]   True where the token belongs to a response and counts
+    length           int64 [R]      tokens of prompt and response
     kind             int64 [R]      position in KINDS
     source           int64 [R]      position in the mixture's list of sources
     row              int64 [R]      row number in the source
+    response         int64 [R]      which of its example's responses
     prompt           int64 [R]      which prompt of the batch this answers
     target           float32 [R]    NaN where unknown
     weight           float32 [R]
     preferences      int64 [P, 2]   (better, worse) rows of this batch
     side             int64 [R]      1 where it is the better of some pair, 2 the worse, 3 both; kept by `select`
     reference_logp   float32 [R]    only where it was computed beforehand
+    need             Need, the same for all responses; only where an objective has cut the batch (`uft.collation`)
 
     The token at position t is predicted at t - 1, so per-token quantities are [R, T - 1] and `shifted` is their mask.
+
+    What the model reads:
+
+    input_ids        int64 [R, T], prompt and response, padded; or [1, L], packed
+    attention_mask   int64 [R, T], of a padded batch
+    position_ids     int64 [1, L], of a packed one
+    segments         uft.segments.Segments, of a packed one: which tokens see which
+    predicts         int64 [N]      the position, in input_ids laid flat, at which each counted token is predicted
+    answers          int64 [N]      these tokens, in the order of `shifted`
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -176,82 +200,26 @@ class Batch(dict):
                 raise ValueError(f"on: {name!r} is unknown; want {', '.join([*ROWS, *SIDES])}, or several joined by +")
         return chosen
 
+    @property
+    def packed(self) -> bool:
+        return "segments" in self
+
     def select(self, rows: Tensor) -> Batch:
-        """The part of the batch with these responses (bool [R]); relations with a missing side are left out."""
+        """The part of a padded batch with these responses (bool [R]); relations with a missing side are left out."""
+        if self.packed:
+            raise ValueError("a packed batch is one row; want its responses chosen before it is packed")
         new_index = rows.cumsum(0) - 1
         inside = rows[self["preferences"]].all(-1)
-        part = {name: value[rows] for name, value in self.items() if name != "preferences"}
+        part = {name: value[rows] for name, value in self.items() if name not in _OF_THE_WHOLE}
         return Batch(part, preferences=new_index[self["preferences"][inside]])
 
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        return Batch({k: v.to(device, non_blocking=non_blocking) if hasattr(v, "to") else v for k, v in self.items()})
 
-@dataclass(frozen=True)
-class Collator:
-    """Examples -> Batch.  Pads to the longest response of the batch, or to a multiple of `pad_to_multiple_of`.
+    def pin_memory(self) -> Batch:
+        """As torch's DataLoader asks for it."""
+        return Batch({k: v.pin_memory() if hasattr(v, "pin_memory") else v for k, v in self.items()})
 
-    `sources` gives the codes in `Batch.source`; `reference_logps` maps (source, row) to the reference's
-    log-probabilities of that example's responses, in order, for examples of `reference_kinds`.
-    """
 
-    pad_token_id: int
-    sources: Sequence[str] = ("train",)
-    padding_side: str = "right"
-    pad_to_multiple_of: int = 1
-    reference_logps: dict[tuple[str, int], Sequence[float]] | None = field(default=None, repr=False)
-    reference_kinds: frozenset[str] = frozenset()
-
-    def __call__(self, examples: Sequence[Example]) -> Batch:
-        rows: list[tuple[int, Example, int, np.ndarray]] = []
-        preferences: list[tuple[int, int]] = []
-        for index, example in enumerate(examples):
-            first = len(rows)
-            rows += [
-                (index, example, k, example.prompt if response.prompt is None else response.prompt)
-                for k, response in enumerate(example.responses)
-            ]
-            preferences += [(first + better, first + worse) for better, worse in example.preferences]
-        longest = max((len(prompt) + len(e.responses[k].tokens) for _, e, k, prompt in rows), default=1)
-        width = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-
-        ids = np.full((len(rows), width), self.pad_token_id, dtype=np.int64)
-        attention = np.zeros((len(rows), width), dtype=np.int64)
-        in_loss = np.zeros((len(rows), width), dtype=bool)
-        for i, (_, example, k, prompt) in enumerate(rows):
-            response, m = example.responses[k], len(prompt)
-            n = m + len(response.tokens)
-            start = width - n if self.padding_side == "left" else 0
-            ids[i, start : start + m] = prompt
-            ids[i, start + m : start + n] = response.tokens
-            attention[i, start : start + n] = 1
-            in_loss[i, start + m : start + n] = True if response.in_loss is None else response.in_loss
-            if m == 0:
-                in_loss[i, start] = False  # nothing stands before it to predict it from
-
-        batch = Batch(
-            input_ids=torch.from_numpy(ids),
-            attention_mask=torch.from_numpy(attention),
-            in_loss=torch.from_numpy(in_loss),
-            kind=torch.tensor(
-                [KINDS.index("mismatched" if e.responses[k].mismatched else e.kind) for _, e, k, _ in rows],
-                dtype=torch.int64,
-            ),
-            source=torch.tensor([self.sources.index(e.source) for _, e, _, _ in rows], dtype=torch.int64),
-            row=torch.tensor([e.row for _, e, _, _ in rows], dtype=torch.int64),
-            prompt=torch.tensor([index for index, _, _, _ in rows], dtype=torch.int64),
-            target=torch.tensor([e.responses[k].target for _, e, k, _ in rows], dtype=torch.float32),
-            weight=torch.tensor([e.responses[k].weight for _, e, k, _ in rows], dtype=torch.float32),
-            preferences=torch.tensor(preferences, dtype=torch.int64).reshape(-1, 2),
-            side=torch.zeros(len(rows), dtype=torch.int64),
-        )
-        for bit, column in enumerate(batch.preferences.T):
-            batch["side"][column] |= 1 << bit
-        if self.reference_logps is not None:
-            batch["reference_logp"] = torch.tensor([self._reference_logp(e, k) for _, e, k, _ in rows])
-        return batch
-
-    def _reference_logp(self, example: Example, k: int) -> float:
-        values = self.reference_logps.get((example.source, example.row), ())
-        if k < len(values):
-            return values[k]
-        if example.kind in self.reference_kinds:
-            raise ValueError(f"no reference log-probability for row {example.row} of {example.source!r}")
-        return float("nan")
+# what has no entry per response
+_OF_THE_WHOLE = ("preferences", "need", "predicts", "answers")

@@ -47,15 +47,17 @@ class HeadState:
 class Wanted:
     """Which tokens to score.
 
-    mask             bool [R, T - 1]: the positions that predict a token which counts; N of them
+    predicts         int64 [N], the positions that predict a token which counts, in the batch laid flat
     target           int64 [N], these tokens
+    width            positions per row of the batch
     reference        also the divergence from this reference at the same N tokens
     differentiable   the divergences that want a gradient; of kl, reverse_kl, entropy
     state            instead of log-probabilities, the `HeadState`
     """
 
-    mask: Tensor
+    predicts: Tensor
     target: Tensor
+    width: int
     reference: HeadState | None = None
     differentiable: tuple[str, ...] = ()
     state: bool = False
@@ -115,7 +117,8 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
             raise ValueError(
                 f"the head of {type(model).__name__} runs more than once in a forward; want fused_head=False"
             )
-        rows = hidden[:, -score.mask.shape[1] - 1 : -1][score.mask]  # prompt tuning puts positions in front
+        # prompt tuning puts positions in front
+        rows = hidden[:, -score.width :].flatten(0, 1).index_select(0, score.predicts)
         state = HeadState(*linear_parts(head, rows), model.fused_head)
         if score.state:
             found = HeadOutput(state=state)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from uft.attention import packing_for, why_not_packed
+from uft.collation import Collator, Cutter
 from uft.config import UnifiedConfig
-from uft.head import fuse_head, unfuse_head
+from uft.head import causal_model, fuse_head, unfuse_head
 from uft.models import FrozenReference, Reference, is_peft, load_policy, make_reference
 from uft.objective import Objective
+
+logger = logging.get_logger(__name__)
 
 
 def tokenizer_of(model: Any, args: UnifiedConfig) -> PreTrainedTokenizerBase:
@@ -49,6 +56,45 @@ def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Mod
 
 def _fused(model: nn.Module, args: UnifiedConfig, filter_eps: float = 0.0) -> None:
     fuse_head(model, filter_eps) if args.fused_head else unfuse_head(model)
+
+
+def cutter_for(objective: Objective, tokenizer: Any, args: UnifiedConfig, sources: Sequence[str]) -> Cutter:
+    """What makes batches of examples, padded as yet."""
+    pad = tokenizer.pad_token_id
+    collate = Collator(
+        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+        sources=sources,
+        padding_side=args.padding_side,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+        prefix_sharing=args.prefix_sharing,
+    )
+    return Cutter(collate, objective.need, objective.needs, args.token_budget)
+
+
+def lay_out(policy: nn.Module, reference: Reference | None, accelerator: Accelerator, args: UnifiedConfig) -> bool:
+    """Makes the models read packed rows, and says whether they can; as args.layout wants it.
+
+    Raises ValueError where rows are to be packed and a model cannot read them.
+    """
+    if args.layout == "padded":
+        return False
+    models = [policy, *([reference.model] if isinstance(reference, FrozenReference) else [])]
+    for model in models:
+        try:
+            how = packing_for(model)
+            if (args.layout, how) == ("auto", "masks"):
+                raise ValueError("eager attention would form the scores of the whole row")
+            with accelerator.autocast():
+                why = why_not_packed(model, how)
+        except ValueError as error:
+            why = str(error)
+        if why is not None:
+            name = type(causal_model(model)).__name__
+            if args.layout == "packed":
+                raise ValueError(f"layout is 'packed', which {name} cannot read: {why}")
+            logger.warning_once(f"{name} reads padded batches, not packed ones: {why}")
+            return False
+    return True
 
 
 def reference_for(policy: nn.Module, reference: Any, objective: Objective, args: UnifiedConfig) -> Reference | None:

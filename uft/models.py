@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from uft_kernels import token_divergence, token_logprob
 
+from uft.attention import packed_inputs
 from uft.feedback import Batch
 from uft.head import HeadOutput, HeadState, Wanted, has_fused_head, is_peft, unwrapped
 
@@ -73,13 +74,27 @@ class Scored:
 
 def response_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits at the positions that predict a counted token: [N, V], N = batch.shifted.sum()."""
-    return _run(model, batch).logits[:, -batch.shifted.shape[1] - 1 : -1][batch.shifted]
+    predicts, _ = _counted(batch)
+    return _run(model, batch).logits[:, -batch.input_ids.shape[1] :].flatten(0, 1).index_select(0, predicts)
+
+
+def _counted(batch: Batch) -> tuple[Tensor, Tensor]:
+    """int64 [N] each: where the counted tokens are predicted in input_ids laid flat, and the tokens."""
+    if "predicts" not in batch:  # a selection of a padded batch
+        row, time = batch.shifted.nonzero().unbind(-1)
+        return row * batch.input_ids.shape[1] + time, batch.input_ids[row, time + 1]
+    return batch.predicts, batch.answers
 
 
 def _run(model: nn.Module, batch: Batch, **more: Any) -> Any:
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if not bool(batch.attention_mask[:, 0].all()):  # left padding: absolute positions must not count it
-        inputs["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    inputs = {"input_ids": batch.input_ids}
+    if batch.packed:
+        inputs["position_ids"] = batch.position_ids
+        inputs |= packed_inputs(model, batch.segments, batch.input_ids.device)
+    else:
+        inputs["attention_mask"] = batch.attention_mask
+        if not bool(batch.attention_mask[:, 0].all()):  # left padding: absolute positions must not count it
+            inputs["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
     return model(**inputs, use_cache=False, **more)
 
 
@@ -92,15 +107,13 @@ def score(
     batch: Batch,
     reference: Reference | None = None,
     *,
-    reference_rows: Tensor | None = None,
     divergence: bool = False,
     differentiable: tuple[str, ...] = ("kl", "reverse_kl"),
 ) -> Scored:
     """The policy's log-probabilities of a batch, and the reference's where one is given or cached in the batch.
 
-    reference_rows   bool [R], the responses that need the reference; None means all.  The others skip its forward
-                     pass.  They also run apart from those through the policy, so that both models see the same rows
-                     in the same layout and agree to the bit while they are equal.
+    Both models see the same tokens in the same layout, so that they agree to the bit while they are equal.
+
     divergence       also the exact per-token KL to the reference, which needs the reference model itself
     differentiable   the divergences that want a gradient, each of which costs a frozen head a matrix product
 
@@ -108,34 +121,19 @@ def score(
     """
     if divergence and reference is None:
         raise ValueError("the KL to the reference needs a reference model; cached log-probabilities do not hold it")
-    needing = torch.ones_like(batch.kind, dtype=torch.bool) if reference_rows is None else reference_rows
-    groups = [(rows, asked) for rows, asked in ((needing, reference), (~needing, None)) if rows.any()]
-    if len(groups) == 1:
-        parts = [(groups[0][1], batch)]
-    else:
-        parts = [(asked, batch.select(rows)) for rows, asked in groups]
-    scored = [_score(model, part, asked, differentiable if divergence and asked else None) for asked, part in parts]
-    if len(groups) == 1:
-        return scored[0]
-    return _joined(batch, [rows for rows, _ in groups], scored)
-
-
-def _score(
-    model: nn.Module, batch: Batch, reference: Reference | None, differentiable: tuple[str, ...] | None
-) -> Scored:
-    """differentiable   None where no divergence is wanted"""
+    wanted = differentiable if divergence else None
     mask, known, theirs = batch.shifted, batch.get("reference_logp"), None
-    if reference is not None and (known is None or differentiable is not None):
+    if reference is not None and (known is None or divergence):
         with torch.no_grad(), reference.applied(model) as reference_model:
-            if differentiable is None:
+            if not divergence:
                 theirs = token_logps(reference_model, batch).logp
             elif has_fused_head(model) and has_fused_head(reference_model):
-                theirs = _run(reference_model, batch, score=Wanted(mask, _targets(batch), state=True)).state
+                theirs = _run(reference_model, batch, score=_wanted(batch, state=True)).state
             else:
                 theirs = response_logits(reference_model, batch)
-    found = token_logps(model, batch, None if differentiable is None else theirs, differentiable or ())
+    found = token_logps(model, batch, theirs if divergence else None, wanted or ())
     if known is None and theirs is not None:
-        known = _scatter(theirs if differentiable is None else found.reference_logp, mask).sum(-1)
+        known = _scatter(found.reference_logp if divergence else theirs, mask).sum(-1)
     token_logp = _scatter(found.logp, mask)
     divergences = {
         name: _scatter(found[name], mask) for name in ("kl", "reverse_kl", "entropy") if found.get(name) is not None
@@ -148,10 +146,9 @@ def token_logps(
 ) -> HeadOutput:
     """Log-probabilities of the counted tokens, [N] each, and their divergence from a reference: the state of its fused
     head, or its logits [N, V]."""
-    target = _targets(batch)
     if has_fused_head(model) and not isinstance(reference, Tensor):
-        return _run(model, batch, score=Wanted(batch.shifted, target, reference, differentiable))
-    logits = response_logits(model, batch)
+        return _run(model, batch, score=_wanted(batch, reference=reference, differentiable=differentiable))
+    logits, (_, target) = response_logits(model, batch), _counted(batch)
     found = HeadOutput(logp=token_logprob(logits, target))
     if reference is not None:
         divergence = token_divergence(logits, reference)
@@ -161,26 +158,8 @@ def token_logps(
     return found
 
 
-def _targets(batch: Batch) -> Tensor:
-    return batch.input_ids[:, 1:][batch.shifted]
-
-
-def _joined(batch: Batch, parts: list[Tensor], scored: list[Scored]) -> Scored:
-    """Scores of the parts, put back in the order of the batch.  NaN where a part has no such value."""
-
-    def join(name: str) -> Tensor | None:
-        values = [(rows, getattr(part, name)) for rows, part in zip(parts, scored)]
-        values = [(rows, value) for rows, value in values if value is not None]
-        if not values:
-            return None
-        first = values[0][1]
-        whole = first.new_full((len(batch.kind), *first.shape[1:]), float("nan"))
-        for rows, value in values:
-            whole[rows] = value
-        return whole
-
-    names = ("token_logp", "logp", "length", "reference_logp", "kl", "reverse_kl", "entropy")
-    return Scored(batch, **{name: join(name) for name in names})
+def _wanted(batch: Batch, **more: Any) -> Wanted:
+    return Wanted(*_counted(batch), width=batch.input_ids.shape[1], **more)
 
 
 class Reference:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from uft import losses
-from uft.feedback import KINDS, ROWS, Batch
+from uft.feedback import KINDS, ROWS, Batch, Need
 from uft.models import Scored
 
 Weight = float | Callable[[float], float]  # a constant, or a function of training progress in [0, 1]
@@ -325,17 +325,24 @@ class Objective:
         return torch.stack([batch.rows(term.on) for term in self.terms]).any(0)
 
     def uses(self, kind: str, chosen: bool, rejected: bool) -> bool:
-        """The same for one response, of an example of this kind, that is the better or worse side of some pair."""
-        sides = {"chosen": chosen, "rejected": rejected}
-        names = {part.strip() for term in self.terms for part in term.on.split("+")}
-        return any(sides[name] if name in sides else kind in ROWS[name] for name in names)
+        """Whether some term is on such a response."""
+        return any(_is_on(term.on, kind, chosen, rejected) for term in self.terms)
 
-    def reference_rows(self, batch: Batch) -> Tensor:
-        """bool [R]: the responses that the reference must score."""
-        rows = torch.zeros_like(batch.kind, dtype=torch.bool)
-        for kind in self.kinds_with_reference:
-            rows |= batch.kind == KINDS.index(kind)
-        return rows
+    def need(self, kind: str, chosen: bool, rejected: bool) -> Need | None:
+        """What becomes of one response, of an example of this kind, that is the better or worse side of some pair; None
+        where nothing does."""
+        statistics = tuple(t.name for t in self.statistic_terms if _is_on(t.statistics_on, kind, chosen, rejected))
+        gradient = any(_is_on(term.on, kind, chosen, rejected) for term in self.terms)
+        if not gradient and not statistics:
+            return None
+        return Need(gradient, kind in self.kinds_with_reference or kind == "mismatched", statistics)
+
+    @cached_property
+    def needs(self) -> tuple[Need, ...]:
+        """All that `need` can answer."""
+        sides = ((False, False), (True, False), (False, True), (True, True))
+        found = (self.need(kind, *side) for kind in KINDS for side in sides)
+        return tuple(dict.fromkeys(need for need in found if need is not None))
 
     def counts(self, batch: Batch) -> Tensor:
         """float64 [terms]: the items of this batch, to be summed over the step."""
@@ -390,6 +397,12 @@ class Objective:
             }
             for term in self.terms
         ]
+
+
+def _is_on(on: str, kind: str, chosen: bool, rejected: bool) -> bool:
+    """What `Batch.rows` says of a batch, for one response."""
+    sides = {"chosen": chosen, "rejected": rejected}
+    return any(sides[name] if name in sides else kind in ROWS[name] for name in map(str.strip, on.split("+")))
 
 
 def weight_at(weight: Weight, progress: float) -> float:

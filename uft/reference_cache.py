@@ -1,8 +1,9 @@
-"""The reference as numbers on disk: log-probabilities computed once, before the first step.
+"""The reference as numbers on disk: log-probabilities computed once, before the first step, by all ranks together.
 
 They are computed in the micro-batches that training will run, so that policy and reference agree to the bit where
-they are the same model and every margin starts at exactly 0.  The file is kept under a fingerprint of weights,
-tokenised data, objective rows and batch layout; a run with the same fingerprint reads it instead.
+they are the same model and every margin starts at exactly 0; or, where args.reference_cache_exact is off, in large
+batches that no seed and no batch size decides.  The file is kept under a fingerprint of weights, tokenised data,
+objective rows and batch layout; a run with the same fingerprint reads it instead.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from uft.feedback import KINDS, Batch, Collator, Example
+from uft.collation import Cutter, MicroBatches
+from uft.feedback import Batch, Example
 from uft.head import has_fused_head
+from uft.loader import StepSampler, even_passes
 from uft.models import score
 
-Logps = dict[tuple[str, int], list[float]]
+Key = tuple[str, int]  # source, row
+Logps = dict[Key, list[float]]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -50,45 +56,38 @@ def combined(*parts: object) -> str:
 
 @torch.no_grad()
 def compute_logps(
-    model: nn.Module,
-    batches: Iterable[Sequence[Example]],
-    collate: Callable[[Sequence[Example]], Batch],
-    prepare: Callable[[Batch], Batch],
-    rows_of: Callable[[Batch], Tensor],
-    needed: set[tuple[str, int]],
+    score_batch: Callable[[Batch], Tensor],
+    plan: Iterable[Sequence[Sequence[Example]]],
+    rank: int,
+    cut: Cutter,
+    even: Callable[[MicroBatches], MicroBatches],
+    needed: set[Key],
 ) -> Logps:
-    """log pi_ref(y | x) of every response of the `needed` examples, by (source, row).
+    """log pi_ref(y | x) of the responses of the `needed` examples, by (source, row); this rank's share of them.
 
-    rows_of   which responses of a batch the reference scores; those, and nothing else, form its forward pass, as in
-              training.  Mismatched responses run apart, as in training too.
+    plan          each micro-batch as every rank's share of it, until all that is needed has come
+    score_batch   log-probabilities of a batch's responses, float [R]
+    even          adds the passes that other ranks run, see `uft.loader.even_passes`
     """
-    was_training = model.training
-    model.eval()
-    logps: Logps = {}
+    logps: dict[Key, dict[int, float]] = {}
+    done: set[Key] = set()
     bar = tqdm(total=len(needed), desc="reference log-probabilities", unit="rows", disable=len(needed) < 1000)
-    for examples in batches:
-        if needed <= logps.keys():
+    for shares in plan:
+        if needed <= done:
             break
-        fresh = {(e.source, e.row) for e in examples} & needed - logps.keys()
+        fresh = {(e.source, e.row) for share in shares for e in share} & needed - done
         if not fresh:
             continue
-        batch = prepare(collate(examples))
-        found = torch.full((len(batch.kind),), float("nan"))
-        extra = batch.kind == KINDS.index("mismatched")
-        for rows in (rows_of(batch) & ~extra, extra):
-            if rows.any():
-                part = batch.select(rows)
-                found[rows.cpu()] = score(model, part).logp.float().cpu()
-        owners = [(e.source, e.row) for e in examples for _ in e.responses]
-        new: Logps = {}
-        for owner, value in zip(owners, found.tolist()):
-            if owner in fresh:
-                new.setdefault(owner, []).append(value)
-        logps.update(new)
-        bar.update(len(new))
+        done |= fresh
+        for batch in even(cut(shares[rank])).of(lambda need: need.reference):
+            found = score_batch(batch).float().cpu().tolist()
+            for source, row, k, value in zip(*(batch[name].tolist() for name in ("source", "row", "response")), found):
+                key = (cut.sources[source], row)
+                if key in fresh:
+                    logps.setdefault(key, {})[k] = value
+        bar.update(len(fresh))
     bar.close()
-    model.train(was_training)
-    return logps
+    return {key: [values[k] for k in range(len(values))] for key, values in logps.items()}
 
 
 def save_logps(path: Path, logps: Logps) -> None:
@@ -122,6 +121,9 @@ def load_logps(path: Path) -> Logps | None:
         raise ValueError(f"{path}: not a readable cache of reference log-probabilities ({error}); delete it") from error
 
 
+LARGE = 16384  # tokens of a batch that is run without gradient, where its layout is free
+
+
 class ReferenceCache:
     """The cached reference of a trainer: per data set, log-probabilities of the policy before the first step.
 
@@ -144,9 +146,9 @@ class ReferenceCache:
             if data is not None:
                 self._logps[data.fingerprint, training] = self._of(data, weights, training)
         if trainer.train_dataset is not None:
-            trainer.data_collator = self.collator(trainer.train_dataset, training=True)
+            trainer.data_collator = self.cutter(trainer.train_dataset, training=True)
 
-    def collator(self, data: Any, *, training: bool) -> Collator:
+    def cutter(self, data: Any, *, training: bool) -> Cutter:
         """Cached numbers differ between training and evaluation data, which may share names and row numbers."""
         if not self.wanted:
             return self.trainer.data_collator
@@ -154,31 +156,45 @@ class ReferenceCache:
         if logps is None:
             raise ValueError("reference 'cached' knows only the data sets the trainer was made with")
         kinds = self.trainer.objective.kinds_with_reference
-        return replace(self.trainer.data_collator, reference_logps=logps, reference_kinds=kinds)
+        cut = self.trainer.data_collator
+        return replace(cut, collate=replace(cut.collate, reference_logps=logps, reference_kinds=kinds))
 
     def _of(self, data: Any, weights: str, training: bool) -> Logps:
         trainer, args = self.trainer, self.trainer.args
-        size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size
         kinds = trainer.objective.kinds_with_reference
-        layout = [size, training, args.seed, args.data_seed, data.weights, args.padding_side, args.pad_to_multiple_of]
+        cut = trainer.data_collator
+        cut = replace(cut, collate=replace(cut.collate, reference_logps=None))
         # whole logits are rounded to the dtype of the model, a fused head's are not
-        layout += [args.bf16, args.fp16, args.device.type, has_fused_head(trainer.model)]
+        layout = [args.bf16, args.fp16, args.device.type, has_fused_head(trainer.model)]
+        if args.reference_cache_exact:
+            batches = trainer.batches_of(data, training=training)
+            layout += [batches.batch_size, batches.world_size, training, args.seed, args.data_seed, data.weights]
+            layout += [args.padding_side, args.pad_to_multiple_of, args.token_budget, cut.collate.packed]
+            layout += [args.prefix_sharing, [need for need in cut.needs if need.reference]]
+            plan = _planned(data, batches, training)
+        else:
+            cut = replace(cut, token_budget=max(LARGE, args.token_budget or 0))
+            plan = _sorted(data, kinds, args.world_size)
         name = combined(weights, data.fingerprint, sorted(kinds), layout)
         # hubs are not sent what begins with an underscore
         path = Path(args.reference_cache or args.output_dir) / f"_reference-{name}.npz"
-        # in the precision of training, which accelerate wraps around the policy only when training begins
-        with trainer.accelerator.main_process_first(), trainer.accelerator.autocast():
-            found = load_logps(path)
-            if found is None:
+        found = load_logps(path)
+        if not _all_agree(found is not None, trainer.accelerator):
+            needed = {(e.source, e.row) for e in data if e.kind in kinds}
+            was_training = trainer.model.training
+            trainer.model.eval()
+            # in the precision of training, which accelerate wraps around the policy only when training begins
+            with trainer.accelerator.autocast():
                 found = compute_logps(
-                    trainer.model,
-                    _planned_batches(data, size, trainer._get_train_sampler(data) if training else None),
-                    replace(trainer.data_collator, reference_logps=None),
-                    lambda batch: Batch(trainer._prepare_inputs(batch)),
-                    trainer.objective.reference_rows,
-                    {(e.source, e.row) for e in data if e.kind in kinds},
-                )
+                    lambda batch: score(trainer.model, trainer._prepare_inputs(batch)).logp,
+                    plan, args.process_index, cut,
+                    lambda item: even_passes([item], cut, trainer.accelerator)[0], needed,
+                )  # fmt: skip
+            trainer.model.train(was_training)
+            found = _gathered(found, trainer.accelerator)
+            if args.should_save:
                 save_logps(path, found)
+            trainer.accelerator.wait_for_everyone()
         if training:
             forwards, flops = self.cost(data)
             trainer.run_state.count(reference_forwards=forwards, flops=flops)
@@ -193,11 +209,44 @@ class ReferenceCache:
         return len(responses), self.trainer.meter.of_reference(responses)
 
 
-def _planned_batches(data: Any, size: int, sampler: Any) -> Iterator[list[Example]]:
-    """The examples of each micro-batch that will be run, epoch after epoch; without a sampler in the data's order."""
-    for epoch in itertools.count():
-        if sampler is not None:
-            sampler.set_epoch(epoch)
-        indices = range(len(data)) if sampler is None else list(sampler)
-        for start in range(0, len(indices), size):
-            yield [data[i] for i in indices[start : start + size]]
+def _planned(data: Any, batches: StepSampler, training: bool) -> Iterator[list[list[Example]]]:
+    """The examples of each micro-batch that will be run, by rank, epoch after epoch."""
+    for epoch in itertools.count() if training else (0,):
+        batches.set_epoch(epoch)
+        for shares in batches.plan():
+            yield [[data[i] for i in share] for share in shares]
+
+
+def _sorted(data: Any, kinds: frozenset[str], ranks: int) -> Iterator[list[list[Example]]]:
+    """All examples that are needed, those of about one length together, in as large batches as are run at once."""
+    lengths = [(example.tokens, i) for i, example in enumerate(data) if example.kind in kinds]
+    step: list[list[Example]] = [[]]
+    room = LARGE
+    for tokens, i in sorted(lengths, reverse=True):
+        if tokens > room and step[-1]:
+            if len(step) == ranks:
+                yield step
+                step = []
+            step.append([])
+            room = LARGE
+        step[-1].append(data[i])
+        room -= tokens
+    if step[-1]:
+        yield [*step, *([] for _ in range(ranks - len(step)))]
+
+
+def _all_agree(yes: bool, accelerator: Accelerator) -> bool:
+    """A file may have become visible to one rank before another looked."""
+    return bool(
+        accelerator.reduce(torch.tensor(float(yes), device=accelerator.device), "sum") == accelerator.num_processes
+    )
+
+
+def _gathered(own: Logps, accelerator: Accelerator) -> Logps:
+    """The shares of all ranks, those of lower ranks first: a row that several had is the first one's."""
+    if accelerator.num_processes == 1:
+        return own
+    found: Logps = {}
+    for share in gather_object([own]):
+        found = share | found
+    return found

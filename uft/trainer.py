@@ -14,6 +14,7 @@ or absent.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,11 +28,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from uft.checkpoint import WholeCheckpoints, last_checkpoint
+from uft.collation import MicroBatches
 from uft.compute import Meter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
-from uft.feedback import Batch, Collator, mismatched
-from uft.loading import prepared_policy, reference_for, tokenizer_of
+from uft.feedback import Batch, mismatched
+from uft.loader import StepSampler, even_passes, make_loader, without_sync
+from uft.loading import cutter_for, lay_out, prepared_policy, reference_for, tokenizer_of
 from uft.metrics import RunState, by_source
 from uft.model_card import TAGS, write_model_card
 from uft.models import FrozenReference, Reference, Scored, score
@@ -57,12 +60,12 @@ class Step:
 
     counts       float64 [terms], items per term over the step, divided by the number of ranks (which DDP averages over)
     statistics   per term, what its loss asks for beyond the micro-batch
-    micro_batches   how many this rank runs
+    passes       forward and backward passes that this rank runs
     """
 
     counts: Tensor
     statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    micro_batches: int = 1
+    passes: int = 1
 
 
 class UnifiedTrainer(WholeCheckpoints):
@@ -116,17 +119,10 @@ class UnifiedTrainer(WholeCheckpoints):
         policy = prepared_policy(model, args, peft_config)
         self._totals: dict[str, float] = {}
         self.reference = reference_for(policy, reference, self.objective, args)
-        pad = processing_class.pad_token_id
-        collator = Collator(
-            pad_token_id=processing_class.eos_token_id if pad is None else pad,
-            sources=_sources(train_dataset, eval_dataset),
-            padding_side=args.padding_side,
-            pad_to_multiple_of=args.pad_to_multiple_of,
-        )
         super().__init__(
             model=policy,
             args=args,
-            data_collator=collator,
+            data_collator=cutter_for(self.objective, processing_class, args, _sources(train_dataset, eval_dataset)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -136,6 +132,8 @@ class UnifiedTrainer(WholeCheckpoints):
         self.add_callback(RunState())
         if self.reference is not None and isinstance(getattr(self.reference, "model", None), nn.Module):
             self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
+        if lay_out(self.model, self.reference, self.accelerator, args):
+            self.data_collator = self.data_collator.packed()
         cached = self.objective.needs_reference and self.reference is None
         frozen = self.reference.model if isinstance(self.reference, FrozenReference) else None
         self.meter = Meter(policy, self.objective, self.objective.needs_reference and not cached, frozen)
@@ -184,6 +182,20 @@ class UnifiedTrainer(WholeCheckpoints):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return MixtureSampler(data.sizes, data.weights, seed)
 
+    def batches_of(self, data: FeedbackDataset, *, training: bool) -> StepSampler:
+        """Which examples make up each of this rank's micro-batches."""
+        args = self.args
+        sampler = self._get_train_sampler(data) if training else range(len(data))
+        size = args.train_batch_size if training else args.eval_batch_size
+        cost = [example.tokens for example in data] if args.world_size > 1 else None
+        return StepSampler(sampler, size, args.process_index, args.world_size, cost)
+
+    def get_train_dataloader(self):
+        if self.train_dataset is None:
+            raise ValueError("train_dataset is missing; want data to train on")
+        batches = self.batches_of(self.train_dataset, training=True)
+        return make_loader(self.train_dataset, batches, self.data_collator, self.args)
+
     # ---- reference ----
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
@@ -192,12 +204,8 @@ class UnifiedTrainer(WholeCheckpoints):
         if not isinstance(data, FeedbackDataset):
             raise ValueError(f"found {type(data).__name__} to evaluate on; want a FeedbackDataset (uft.load_feedback)")
         self.reference_cache.prepare()
-        kept = self.data_collator
-        self.data_collator = self.reference_cache.collator(data, training=False)
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = kept
+        cut = self.reference_cache.cutter(data, training=False)
+        return make_loader(data, self.batches_of(data, training=False), cut, self.args)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         if resume_from_checkpoint is True:
@@ -245,59 +253,62 @@ class UnifiedTrainer(WholeCheckpoints):
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """The step's micro-batches, and what has to be counted over all of them before the first is run."""
-        batches = []
-        for _ in range(num_batches):
-            try:
-                batches.append(next(epoch_iterator))
-            except StopIteration:
-                break
-        counts = sum(
-            (self.objective.counts(b) for b in batches), torch.zeros(len(self.objective.terms), dtype=torch.float64)
-        ).to(device)
-        counts = self.accelerator.reduce(counts, "sum") / self.accelerator.num_processes
-        statistics = self._statistics(self.model_wrapped, batches, update=True)
-        for batch in batches:
-            self._count(batch)
-        return batches, Step(counts, statistics, len(batches))
+        items: list[MicroBatches] = list(itertools.islice(epoch_iterator, num_batches))
+        counts = torch.zeros(len(self.objective.terms), dtype=torch.float64)
+        for item in items:
+            counts += sum((self.objective.counts(batch) for batch in item.of_gradient), torch.zeros_like(counts))
+            self._count(item)
+        counts = self.accelerator.reduce(counts.to(device), "sum") / self.accelerator.num_processes
+        items = even_passes(items, self.data_collator, self.accelerator)
+        statistics = self._statistics(self.model_wrapped, items, update=True)
+        return items, Step(counts, statistics, sum(len(item.of_gradient) for item in items))
+
+    def training_step(self, model, inputs: MicroBatches, num_items_in_batch: Step | None = None):
+        """Forward and backward of each pass; gradients of several ranks meet after the last one."""
+        loss = torch.zeros((), device=self.args.device)
+        *others, last = inputs.of_gradient
+        for batch in others:
+            with without_sync(self.accelerator, model):
+                loss += super().training_step(model, batch, num_items_in_batch)
+        return loss + super().training_step(model, last, num_items_in_batch)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        return Batch(inputs).to(self.args.device, non_blocking=True)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Step | None = None):
         batch = Batch(inputs)
-        step = num_items_in_batch or Step(self.objective.counts(batch), self._statistics(model, [batch], update=False))
+        step = num_items_in_batch or Step(self.objective.counts(batch))
         scored = self.scored(model, batch)
         loss, metrics = self.objective(scored, step.counts.to(batch.kind.device), step.statistics, self.progress)
         if self.is_in_train and model.training:
-            one_step = loss.new_tensor(1.0 / step.micro_batches)
+            one_step = loss.new_tensor(1.0 / step.passes)
             self.run_state.add(
                 metrics | by_source(scored, self.data_collator.sources) | {"loss": (loss.detach(), one_step)}
             )
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def scored(self, model: nn.Module, batch: Batch) -> Scored:
-        """Log-probabilities of the responses that some term is on; the others cost nothing."""
-        used = self.objective.used_rows(batch)
-        main = batch if bool(used.all()) else batch.select(used)
+        """Log-probabilities of a batch, and the reference's where its responses need one."""
+        need = batch.get("need")
         return score(
             model,
-            main,
-            self.reference,
-            reference_rows=self.objective.reference_rows(main),
-            divergence=self.objective.needs_divergence,
+            batch,
+            self.reference if need is None or need.reference else None,
+            divergence=self.objective.needs_divergence and (need is None or need.reference),
             differentiable=self.objective.differentiable,
         )
 
     @torch.no_grad()
-    def _statistics(self, model: nn.Module, batches: list, *, update: bool) -> dict[str, dict[str, Tensor]]:
+    def _statistics(self, model: nn.Module, items: list[MicroBatches], *, update: bool) -> dict[str, dict[str, Tensor]]:
         """Statistics over the whole step (KTO's KL, BCO's mean reward), by one pass without gradient."""
         found = {}
         for term in self.objective.statistic_terms:
             sums: Sums = {}
             # BCO's mean is that of the training so far, which evaluation does not change
-            for batch in batches if update or term.statistics_on == "mismatched" else ():
-                batch = Batch(self._prepare_inputs(batch))
-                rows = batch.rows(term.statistics_on)
-                if rows.any():
+            for item in items if update or term.statistics_on == "mismatched" else ():
+                for batch in item.of(lambda need, name=term.name: name in need.statistics):
                     with self.compute_loss_context_manager():
-                        gathered = term.gather(score(model, batch.select(rows), self.reference))
+                        gathered = term.gather(score(model, self._prepare_inputs(batch), self.reference))
                     for name, (total, n) in gathered.items():
                         before = sums.get(name, (0.0, 0.0))
                         sums[name] = (before[0] + total.double(), before[1] + n.double())
@@ -312,17 +323,17 @@ class UnifiedTrainer(WholeCheckpoints):
                 self.run_state.add({key: (found[term.name][name], zero + 1)})
         return found
 
-    def _count(self, batch: Batch) -> None:
+    def _count(self, item: MicroBatches) -> None:
         """Adds a micro-batch to the run's counters (tokens, passes, FLOPs, examples per source)."""
-        self.run_state.count(**vars(self.meter.of_batch(batch)))
-        first_of_prompt = torch.ones_like(batch.prompt, dtype=torch.bool)
-        first_of_prompt[1:] = batch.prompt[1:] != batch.prompt[:-1]
-        codes, amounts = batch.source[first_of_prompt].unique(return_counts=True)
-        for code, n in zip(codes.tolist(), amounts.tolist()):
-            self.run_state.count(**{f"examples/{self.data_collator.sources[code]}": n})
+        for batch in item.batches:
+            self.run_state.count(**vars(self.meter.of_batch(batch)), tokens_run=batch.input_ids.numel())
+        self.run_state.count(**{f"examples/{name}": n for name, n in item.examples.items()})
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        return self.meter.of_batch(Batch(inputs)).flops
+    def floating_point_ops(self, inputs: MicroBatches) -> int:
+        return sum(self.meter.of_batch(batch).flops for batch in inputs.batches)
+
+    def _track_num_input_tokens(self, inputs: MicroBatches) -> None:
+        pass  # transformers' way to count reads one batch; see num_tokens in the log
 
     # ---- logging ----
 
@@ -360,18 +371,19 @@ class UnifiedTrainer(WholeCheckpoints):
         was_training = model.training
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        batches = list(dataloader) if self.objective.statistic_terms else dataloader
-        statistics = self._statistics(model, batches, update=False) if self.objective.statistic_terms else {}
+        items = list(dataloader) if self.objective.statistic_terms else dataloader
+        statistics = self._statistics(model, items, update=False) if self.objective.statistic_terms else {}
 
         counts = torch.ones(len(self.objective.terms), dtype=torch.float64, device=self.args.device)
         gathered, examples = RunState(), 0
-        for inputs in batches:
-            batch = Batch(self._prepare_inputs(inputs))
-            with self.compute_loss_context_manager():
-                scored = self.scored(model, batch)
-                _, metrics = self.objective(scored, counts, statistics, self.progress)
-            gathered.add(metrics | by_source(scored, self.data_collator.sources))
-            examples += int(batch.prompt.max()) + 1
+        for item in items:
+            (item,) = even_passes([item], self.data_collator, self.accelerator)
+            for batch in map(self._prepare_inputs, item.of_gradient):
+                with self.compute_loss_context_manager():
+                    scored = self.scored(model, batch)
+                    _, metrics = self.objective(scored, counts, statistics, self.progress)
+                gathered.add(metrics | by_source(scored, self.data_collator.sources))
+            examples += item.examples.total()
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)
         means = gathered.take(self._gather)

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from experiments.lab.data import documents, examples
 from experiments.lab.tokenizer import lab_tokenizer
 from experiments.lab.world import TEST, World, make_world
-from uft.feedback import Collator
+from uft.collation import Collator
 
 BASE_MODELS = Path(__file__).parent / "base_models"
 STEPS, BATCH, LR, WARMUP, WEIGHT_DECAY = 1600, 64, 3e-3, 100, 0.01

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from experiments.lab.data import VARIANTS, Variant, examples, preference_tasks, preferences, tokens
 from experiments.lab.tokenizer import decode, lab_tokenizer
 from experiments.lab.world import COVERED, MARKS, OPERATORS, REFUSAL, TEST, Task, World, draw_string
-from uft.feedback import Batch, Collator, Example, Response
+from uft.collation import Collator
+from uft.feedback import Batch, Example, Response
 
 MAX_NEW_TOKENS = 14
 PER_OPERATOR = 64

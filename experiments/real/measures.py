@@ -30,7 +30,8 @@ from uft_kernels import token_divergence
 from experiments.real.data import RealData, matches
 from experiments.real.politeness import Judge
 from experiments.real.settings import Scale
-from uft.feedback import Batch, Collator, Example
+from uft.collation import Collator
+from uft.feedback import Batch, Example
 from uft.models import response_logits, score
 
 BATCH_TOKENS = 8192

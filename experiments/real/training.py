@@ -22,8 +22,8 @@ from experiments.real.files import Place, fingerprint, key_of
 from experiments.real.measures import judge_accuracy, kept, majority, measure
 from experiments.real.settings import Scale
 from experiments.runs import DEMONSTRATIONS, PREFERENCES
+from uft.collation import Collator
 from uft.data.mixture import FeedbackDataset
-from uft.feedback import Collator
 from uft.stages import Budget
 
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.tiny_tokenizers import make
+from uft.collation import Collator
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
 from uft.data.sources import BadRow, DataError, Source
 from uft.data.template import Template
-from uft.feedback import Collator, Example, Response, mismatched
+from uft.feedback import Example, Response, mismatched
 
 DEMONSTRATIONS = [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(6)]
 PAIRS = [{"prompt": "hello", "chosen": " good bye", "rejected": f" {i}"} for i in range(4)]

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from tests.data.tiny_tokenizers import assistant, make, user
+from uft.collation import Collator
 from uft.data.mixture import load_feedback
 from uft.data.readers import read_text
 from uft.data.sources import Source
-from uft.feedback import Collator
 
 KINDS = {
     "document": {"text": "a b c d e f g"},

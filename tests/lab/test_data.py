@@ -14,8 +14,8 @@ from experiments.lab.data import (
 )
 from experiments.lab.tokenizer import decode, encode, lab_tokenizer
 from experiments.lab.world import COVERED, OPERATORS, REFUSAL, TEST, TRAIN, VALIDATION, Task, make_world, part_of
+from uft.collation import Collator
 from uft.data import Source, load_feedback
-from uft.feedback import Collator
 
 WORLD = make_world(0)
 COLUMNS = {

@@ -20,7 +20,7 @@ from experiments.lab.measures import (
 )
 from experiments.lab.tokenizer import decode, encode, lab_tokenizer
 from experiments.lab.world import COVERED, REFUSAL, TEST, Task, hedged, make_world
-from uft.feedback import Collator
+from uft.collation import Collator
 
 WORLD = make_world(0)
 
