@@ -1,4 +1,4 @@
-"""Packed rows, prompts that are shared, and padded batches give each response the same log-probabilities and gradient."""
+"""Packed rows, shared prompts and padded batches give each response the same log-probabilities and gradient."""
 
 import copy
 
@@ -80,14 +80,10 @@ def found(policy: torch.nn.Module, batch) -> tuple[torch.Tensor, torch.Tensor]:
     return logp.detach(), torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
 
-def assert_equal_layouts(policy, examples, tolerance=1e-5, **options) -> None:
+def assert_equal_layouts(policy, examples, tolerance=1e-5) -> None:
     plain = copy.deepcopy(policy)
-    for layout in (
-        dict(packed=True, prefix_sharing=False),
-        dict(packed=True),
-        dict(packed=True, pad_to_multiple_of=64),
-    ):
-        batch = Collator(0, **layout, **options)(examples)
+    for layout in (dict(prefix_sharing=False), dict(), dict(pad_to_multiple_of=64)):
+        batch = Collator(0, packed=True, **layout)(examples)
         logp, gradient = found(policy, batch)
         want, want_gradient = found(plain, Collator(0)(examples))
         assert (logp - want).abs().max() <= tolerance * want.abs().max(), layout
@@ -288,7 +284,7 @@ def test_a_batch_is_cut_within_its_budget_and_nothing_is_lost():
 
 def test_one_example_may_exceed_the_budget():
     cut = Cutter(Collator(0, packed=True), needs, (Need(reference=True),), token_budget=5)(ranked())
-    assert [len(batch.kind) for batch in cut.batches] == [5, 2, 2, 2, 1] or len(cut.batches) == 5
+    assert sorted(len(batch.kind) for batch in cut.batches) == [1, 2, 2, 2, 5]
 
 
 def test_what_is_read_is_what_cost_says():
