@@ -132,6 +132,11 @@ class UnifiedConfig(TrainingArguments):
             )
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; want at least 2")
+        if self.ddp_broadcast_buffers is None:
+            # the buffers of language models are constants, and a broadcast would want every rank to run as many passes
+            self.ddp_broadcast_buffers = False
+        elif self.ddp_broadcast_buffers:
+            raise ValueError("ddp_broadcast_buffers is on; want it off: ranks run as many passes as their rows need")
         self._n_gpu = min(self.n_gpu, 1)  # one process per GPU: torchrun or accelerate, not DataParallel
 
     def __getstate__(self) -> dict:
