@@ -14,12 +14,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers.utils import ModelOutput, logging
 from uft_kernels import linear_divergence, linear_logprob
 
@@ -35,12 +36,22 @@ class HeadState:
     hidden   [N, D]
     weight   [V, D]
     bias     [V] or None
+    unit     what FSDP2 gathers and shards together with the head
     """
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
     scales: Scales
+    unit: FSDPModule | None = None
+
+    def gather(self) -> None:
+        """Puts the weight back where FSDP2 has sharded it again since; it stays until the model's next forward, for
+        the policy's backward reads it too."""
+        if not self.weight.untyped_storage().size():
+            if self.unit is None:
+                raise ValueError("the reference's head was sharded again after its forward; want fused_head=False")
+            self.unit.unshard()
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
         rows = hidden[:, -score.width :].flatten(0, 1).index_select(0, score.predicts)
         state = HeadState(*linear_parts(head, rows), model.fused_head)
         if score.state:
-            found = HeadOutput(state=state)
+            found = HeadOutput(state=replace(state, unit=_sharded_with(head, model)))
             return rows[None]
         # one tensor goes through the module's hooks, and every gradient comes back through it: FSDP waits for that to
         # gather the head's weight again
@@ -133,6 +144,12 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
     if found is None:
         raise ValueError(f"the head of {type(model).__name__} did not run in its forward; want fused_head=False")
     return found
+
+
+def _sharded_with(head: nn.Module, model: nn.Module) -> FSDPModule | None:
+    """The innermost module around the head that FSDP2 shards as one."""
+    units = (m for m in model.modules() if isinstance(m, FSDPModule) and any(part is head for part in m.modules()))
+    return [None, *units][-1]
 
 
 def _through_one(found: HeadOutput) -> tuple[HeadOutput, Tensor]:
@@ -152,8 +169,7 @@ def _compute(ours: HeadState, score: Wanted, filter_eps: float) -> HeadOutput:
         )
         return HeadOutput(logp=found.logp)
     theirs = score.reference
-    if not theirs.weight.untyped_storage().size():
-        raise ValueError("the reference's head was sharded again after its forward; want fused_head=False")
+    theirs.gather()
     found = linear_divergence(
         ours.hidden, ours.weight, theirs.hidden, theirs.weight, target, ours.bias, theirs.bias, kept=kept,
         **ours.scales._asdict(), reference_softcap=theirs.scales.softcap,
