@@ -102,6 +102,20 @@ def _instead(head: nn.Module, forward: Any) -> Iterator[None]:
             head.forward = before
 
 
+@contextmanager
+def _after_hooks(head: nn.Module, hook: Any) -> Iterator[None]:
+    """`hook` sees what comes out of all of the head's hooks.  DeepSpeed's gather weights when gradients reach what they
+    return; others only look, and torch.compile need not see one more."""
+    if not hasattr(next(head.parameters()), "ds_id"):
+        yield
+        return
+    handle = head.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _scoring(original: Any) -> Any:
     """A forward like `original`, a function of the model's class, that can also score."""
 
@@ -134,12 +148,19 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
         if score.state:
             found = HeadOutput(state=replace(state, unit=_sharded_with(head, model)))
             return rows[None]
-        # one tensor goes through the module's hooks, and every gradient comes back through it: FSDP waits for that to
-        # gather the head's weight again
-        found, values = _through_one(_compute(state, score, model.head_filter_eps))
+        # one tensor goes through the module's hooks, and every gradient comes back through it: FSDP and DeepSpeed wait
+        # for that to gather the head's weight again
+        computed = _compute(state, score, model.head_filter_eps)
+        values = _as_one(computed)
+        found = _of_one(computed, values)
         return values
 
-    with _instead(head, instead):
+    def after_hooks(_module: nn.Module, _inputs: tuple, values: Tensor) -> None:
+        nonlocal found
+        if not score.state:
+            found = _of_one(found, values)
+
+    with _instead(head, instead), _after_hooks(head, after_hooks):
         before(*args, **kwargs)
     if found is None:
         raise ValueError(f"the head of {type(model).__name__} did not run in its forward; want fused_head=False")
@@ -152,13 +173,17 @@ def _sharded_with(head: nn.Module, model: nn.Module) -> FSDPModule | None:
     return [None, *units][-1]
 
 
-def _through_one(found: HeadOutput) -> tuple[HeadOutput, Tensor]:
-    """The same values as parts of one tensor [1, k, N], and that tensor."""
+def _as_one(found: HeadOutput) -> Tensor:
+    """The values that have a gradient as one tensor [1, k, N]."""
     values = [value for value in found.values() if value.requires_grad] or [found.logp]
-    values = torch.stack([torch.stack(values)])  # no view, to which FSDP could not tie its hook safely
+    return torch.stack([torch.stack(values)])  # no view, to which FSDP could not tie its hook safely
+
+
+def _of_one(found: HeadOutput, values: Tensor) -> HeadOutput:
+    """The same output, with what has a gradient taken from `_as_one`."""
     parts = iter(values[0].unbind())
     differentiable = {name: next(parts) for name, value in found.items() if value.requires_grad}
-    return HeadOutput(**{**found, **differentiable}), values
+    return HeadOutput(**{**found, **differentiable})
 
 
 def _compute(ours: HeadState, score: Wanted, filter_eps: float) -> HeadOutput:
