@@ -360,7 +360,9 @@ class Objective:
         counts       [terms], of the whole step (see `counts`)
         statistics   per term name, what its `statistics` returned
         """
-        total = scored.token_logp.sum() * 0.0  # keeps the graph where no term has an item in this micro-batch
+        # every rank's backward passes through the same outputs of the model, whatever rows it has
+        reached = (scored.token_logp, *(getattr(scored, name) for name in self.differentiable))
+        total = sum(torch.nan_to_num(value.sum() * 0.0) for value in reached if value is not None)
         metrics: Sums = {}
         for term, n in zip(self.terms, counts):
             here = term.count(scored.batch)
