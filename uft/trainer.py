@@ -30,7 +30,7 @@ from uft.checkpoint import WholeCheckpoints, last_checkpoint
 from uft.compute import Meter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
-from uft.feedback import Batch, Collator, mismatched
+from uft.feedback import Batch, Collator
 from uft.loading import prepared_policy, reference_for, tokenizer_of
 from uft.metrics import RunState, by_source
 from uft.model_card import TAGS, write_model_card
@@ -177,7 +177,7 @@ class UnifiedTrainer(WholeCheckpoints):
                     f"objective {self.objective.name!r} uses; it uses {used}"
                 )
         kinds = self.objective.kinds_with_mismatched
-        return data.mapped(lambda examples: mismatched(examples, max_length, kinds, bos)) if kinds else data
+        return data.with_mismatched(kinds, max_length, bos) if kinds else data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         data = train_dataset or self.train_dataset
