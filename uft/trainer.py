@@ -149,7 +149,7 @@ class UnifiedTrainer(WholeCheckpoints):
             return None
         if not isinstance(data, FeedbackDataset):
             data, self.reports[split] = load_feedback(
-                data, tokenizer, max_length=args.max_length, on_bad_row=args.on_bad_row
+                data, tokenizer, max_length=args.max_length, on_bad_row=args.on_bad_row, cache=args.data_cache
             )
         if split == "train":
             self.idle_terms = self._idle_terms(data)

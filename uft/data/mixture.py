@@ -8,11 +8,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from uft.data.cache import belongs_on_disk, stored
 from uft.data.check import Report, SourceReport, read_examples
 from uft.data.columns import Examples, Sequences, in_memory, picked
 from uft.data.mismatched import Mismatched
@@ -114,11 +116,15 @@ def load_feedback(
     *,
     chat_template: str | None = None,
     on_bad_row: str = "error",
+    cache: str | Path | None = None,
 ) -> tuple[FeedbackDataset, Report]:
     """Reads and tokenises sources (whatever `as_sources` takes), and says what became of each row.
 
     `tokenizer` may be a `Template`, which then holds `max_length` as well.  `on_bad_row` is for sources that do not
     say themselves: "error" raises `BadRow` for the first bad row, "drop" leaves bad rows out, counts and logs them.
+
+    `cache` is a folder in which tokens are kept; a second run, or another process, that wants the same ones finds them
+    there (see `uft.data.cache`).  Without it tokens are in memory, those of streamed sources in a temporary folder.
     """
     if on_bad_row not in ON_BAD_ROW:
         raise DataError(f"on_bad_row is {on_bad_row!r}; want {' or '.join(ON_BAD_ROW)}")
@@ -126,13 +132,15 @@ def load_feedback(
     sources = as_sources(sources)
     examples, reports = {}, []
     for source in sources:
-        report = SourceReport(source.name, source.where)
+        bad = source.on_bad_row or on_bad_row
+        if cache is not None or belongs_on_disk(source):
+            examples[source.name], report = stored(source, template, bad, cache)
+        else:
+            report = SourceReport(source.name, source.where)
+            examples[source.name] = in_memory(read_examples(source, report, template, bad))
+            report.or_refuse()
         reports.append(report)
-        examples[source.name] = in_memory(read_examples(source, report, template, source.on_bad_row or on_bad_row))
-        dropped = ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common())
-        if not report.kept:
-            raise DataError(f"{source.where}: found no row that can be used among {report.rows} ({dropped})")
-        if dropped:
+        if dropped := ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common()):
             logger.warning("%s: dropped %d of %d rows: %s", source.where, len(report.bad_rows), report.rows, dropped)
     weights = {source.name: source.weight for source in sources}
     return FeedbackDataset(examples, weights), Report(tuple(reports))
