@@ -214,6 +214,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--split", default="train", help="of a hub data set")
     parser.add_argument("--subset", help="of a hub data set")
     parser.add_argument("--limit", type=int, help="look at the first so many rows only")
+    parser.add_argument("--streaming", action="store_true", help="read a hub data set without downloading it first")
     parser.add_argument("--special_tokens", action="store_true", help="those written out in texts are meant to be such")
     return run_check(**vars(parser.parse_args(list(words))))
 
