@@ -65,7 +65,8 @@ def _parquet(path: Path, where: str) -> Records:
 
     broken = (pyarrow.ArrowException, OSError)
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        # otherwise a row group is read whole, and some files are one row group
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except broken as error:
         raise DataError(f"{where}: found a corrupt parquet file: {error}") from error
 
