@@ -92,7 +92,7 @@ def test_a_file_that_changes(tmp_path, readings):
         {"template": PLAIN_TEMPLATE},
         {"template": UNMARKED},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_what_a_store_depends_on(tmp_path, readings, options):
     path, options = write(tmp_path / "a.jsonl"), dict(options)

@@ -96,7 +96,9 @@ class FeedbackDataset(torch.utils.data.Dataset):
     def with_mismatched(self, kinds: Collection[str], max_length: int | None, bos: int | None) -> FeedbackDataset:
         """As `mapped` by `uft.feedback.mismatched`, without holding what that makes."""
 
-        def lazily(examples: Sequence[Example]) -> Mismatched:
+        def lazily(examples: Examples | Mismatched) -> Examples | Mismatched:
+            if not examples.kinds & set(kinds):
+                return examples
             columns = examples if isinstance(examples, Examples) else in_memory(examples)
             return Mismatched(columns, kinds, max_length, bos)
 
