@@ -53,7 +53,7 @@ class Mismatched(Sequence[Example]):
         first = np.concatenate([[0], np.cumsum(count + extra)])
         length = np.empty(first[-1], dtype=np.int64)
         length[_ranges(first[:-1], count)] = own.length
-        # behind the own prompt, or as much of its end as fits; responses leave room for some of it, see `uft.data.template`
+        # behind the own prompt, or as much of its end as fits; responses leave room for some of it
         theirs, prompt = response[_ranges(own.first[self.partner], extra)], np.repeat(self.prompt_lengths, extra)
         if self.max_length is not None:
             prompt = np.minimum(prompt, (self.max_length - theirs).clip(min=0))
