@@ -94,7 +94,7 @@ def _train_stages(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
             data.append(None)
             continue
         feedback, report = load_feedback(
-            sources, tokenizer, max_length=plan.args.max_length, on_bad_row=plan.args.on_bad_row
+            sources, tokenizer, plan.args.max_length, on_bad_row=plan.args.on_bad_row, cache=plan.args.data_cache
         )
         print(report)
         data.append(feedback)

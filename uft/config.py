@@ -25,6 +25,13 @@ class UnifiedConfig(TrainingArguments):
     max_length: int = field(
         default=1024, metadata={"help": "Longest prompt + response in tokens. Prompts are cut from the left."}
     )
+    data_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for tokenised data, which need not fit in memory then and is tokenised once; default: in "
+            "memory, on every rank."
+        },
+    )
     reference: str = field(
         default="auto",
         metadata={

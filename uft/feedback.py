@@ -70,6 +70,7 @@ class Example:
     prompt        int32 [m], the beginning-of-sequence token included
     preferences   (better, worse) positions in `responses`
     source, row   where it came from: name of the source, row number in it (0-based)
+    index         position among the examples of its source, once it is in a data set; chunks of a document share a row
     """
 
     kind: str
@@ -78,6 +79,7 @@ class Example:
     preferences: tuple[tuple[int, int], ...] = ()
     source: str = "train"
     row: int = 0
+    index: int | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -86,7 +88,8 @@ class Example:
     @property
     def tokens(self) -> int:
         """Tokens that a forward pass over this example sees, with the prompt once per response."""
-        return sum(len(self.prompt) + len(response.tokens) for response in self.responses)
+        prompts = (self.prompt if response.prompt is None else response.prompt for response in self.responses)
+        return sum(len(prompt) + len(response.tokens) for prompt, response in zip(prompts, self.responses))
 
 
 def mismatched(
@@ -110,13 +113,17 @@ def mismatched(
         partner = next((e for e in others if not np.array_equal(e.prompt, examples[i].prompt)), None)
         if partner is None:
             raise ValueError(f"source {examples[i].source!r}: KTO's KL needs answers to at least two different prompts")
-        own = examples[i]
-        extra = tuple(
-            Response(each.tokens, each.in_loss, mismatched=True, prompt=_fitting(own.prompt, each, max_length, bos))
-            for each in partner.responses
-        )
-        result[i] = replace(own, responses=(*own.responses, *extra))
+        result[i] = with_responses_of(partner, examples[i], max_length, bos)
     return result
+
+
+def with_responses_of(partner: Example, own: Example, max_length: int | None, bos: int | None) -> Example:
+    """The example with its partner's responses, marked as mismatched, behind its own."""
+    extra = tuple(
+        Response(each.tokens, each.in_loss, mismatched=True, prompt=_fitting(own.prompt, each, max_length, bos))
+        for each in partner.responses
+    )
+    return replace(own, responses=(*own.responses, *extra))
 
 
 def _fitting(prompt: np.ndarray, response: Response, max_length: int | None, bos: int | None) -> np.ndarray | None:

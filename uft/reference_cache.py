@@ -219,7 +219,7 @@ def _planned(data: Any, batches: StepSampler, training: bool) -> Iterator[list[l
 
 def _sorted(data: Any, kinds: frozenset[str], ranks: int) -> Iterator[list[list[Example]]]:
     """All examples that are needed, those of about one length together, in as large batches as are run at once."""
-    lengths = [(example.tokens, i) for i, example in enumerate(data) if example.kind in kinds]
+    lengths = [(int(n), i) for i, n in enumerate(data.lengths) if data[i].kind in kinds]
     step: list[list[Example]] = [[]]
     room = LARGE
     for tokens, i in sorted(lengths, reverse=True):

@@ -32,7 +32,7 @@ from uft.collation import MicroBatches
 from uft.compute import Meter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
-from uft.feedback import Batch, mismatched
+from uft.feedback import Batch
 from uft.loader import StepSampler, even_passes, make_loader, without_sync
 from uft.loading import cutter_for, lay_out, prepared_policy, reference_for, tokenizer_of
 from uft.metrics import RunState, by_source
@@ -147,7 +147,7 @@ class UnifiedTrainer(WholeCheckpoints):
             return None
         if not isinstance(data, FeedbackDataset):
             data, self.reports[split] = load_feedback(
-                data, tokenizer, max_length=args.max_length, on_bad_row=args.on_bad_row
+                data, tokenizer, max_length=args.max_length, on_bad_row=args.on_bad_row, cache=args.data_cache
             )
         if split == "train":
             self.idle_terms = self._idle_terms(data)
@@ -175,7 +175,7 @@ class UnifiedTrainer(WholeCheckpoints):
                     f"objective {self.objective.name!r} uses; it uses {used}"
                 )
         kinds = self.objective.kinds_with_mismatched
-        return data.mapped(lambda examples: mismatched(examples, max_length, kinds, bos)) if kinds else data
+        return data.with_mismatched(kinds, max_length, bos) if kinds else data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         data = train_dataset or self.train_dataset
@@ -187,7 +187,7 @@ class UnifiedTrainer(WholeCheckpoints):
         args = self.args
         sampler = self._get_train_sampler(data) if training else range(len(data))
         size = args.train_batch_size if training else args.eval_batch_size
-        cost = [example.tokens for example in data] if args.world_size > 1 else None
+        cost = data.lengths if args.world_size > 1 else None
         return StepSampler(sampler, size, args.process_index, args.world_size, cost)
 
     def get_train_dataloader(self):

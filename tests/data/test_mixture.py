@@ -40,7 +40,8 @@ def test_load(tokenizer):
     assert [data[i].source for i in range(10)] == ["demonstrations"] * 6 + ["pairs"] * 4
     assert [data[i].row for i in range(10)] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
     assert data.kinds() == {"demonstrations": {"demonstration"}, "pairs": {"pair"}}
-    assert data[-1] is data[9]
+    assert (data[-1].source, data[-1].row) == (data[9].source, data[9].row) == ("pairs", 3)
+    assert [example.row for example in data[4:8]] == [4, 5, 0, 1]
     with pytest.raises(IndexError):
         data[10]
     assert report.ok and report["pairs"].kept == 4

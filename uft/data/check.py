@@ -59,6 +59,13 @@ class SourceReport:
         """Examples beyond one per row kept: the further chunks of documents."""
         return max(0, self.examples - self.kept)
 
+    def or_refuse(self) -> SourceReport:
+        """Raises `DataError` if no row can be used."""
+        if not self.kept:
+            dropped = ", ".join(f"{n} {reason}" for reason, n in self.dropped.most_common())
+            raise DataError(f"{self.where}: found no row that can be used among {self.rows} ({dropped})")
+        return self
+
     def cells(self) -> tuple[str, ...]:
         counts = (self.rows, self.kept, len(self.bad_rows), self.examples, self.tokens, self.cut, self.apart)
         return (self.name, self.kind or "?", *(f"{count:,}" for count in counts))
@@ -207,6 +214,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--split", default="train", help="of a hub data set")
     parser.add_argument("--subset", help="of a hub data set")
     parser.add_argument("--limit", type=int, help="look at the first so many rows only")
+    parser.add_argument("--streaming", action="store_true", help="read a hub data set without downloading it first")
     parser.add_argument("--special_tokens", action="store_true", help="those written out in texts are meant to be such")
     return run_check(**vars(parser.parse_args(list(words))))
 

@@ -28,8 +28,11 @@ class Records(NamedTuple):
     rows: Callable[[], Iterator[Row]]
 
 
-def open_file(path: Path, where: str) -> Records:
-    """Raises `DataError`, calling the file `where`, if it cannot be read as what its suffix says."""
+def open_file(path: Path, where: str, whole: bool = True) -> Records:
+    """Raises `DataError`, calling the file `where`, if it cannot be read as what its suffix says.
+
+    `whole` says whether it may be read whole, as a JSON list is; all other formats are read as they go.
+    """
     if path.suffix not in SUFFIXES:
         raise DataError(f"{where}: found a file ending in {path.suffix!r}; want {', '.join(SUFFIXES)}")
     try:
@@ -45,6 +48,8 @@ def open_file(path: Path, where: str) -> Records:
         return _csv(path, where)
     first_line = start.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n")[0].strip()
     if path.suffix == ".json" and first_line.startswith(b"["):
+        if not whole:
+            raise DataError(f"{where}: found a JSON list, which is read whole; want one object per line for streaming")
         return _json_list(path, where)
     if first_line == b"{":
         raise DataError(f"{where}: found a JSON object over several lines; want one object per line, or a list of them")
@@ -60,7 +65,8 @@ def _parquet(path: Path, where: str) -> Records:
 
     broken = (pyarrow.ArrowException, OSError)
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        # otherwise a row group is read whole, and some files are one row group
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except broken as error:
         raise DataError(f"{where}: found a corrupt parquet file: {error}") from error
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from uft.data.cache import belongs_on_disk, stored
 from uft.data.check import Report, SourceReport, read_examples
+from uft.data.columns import Examples, Sequences, in_memory, picked
+from uft.data.mismatched import Mismatched
 from uft.data.rows import DataError, is_number, shown
 from uft.data.sources import ON_BAD_ROW, as_sources
 from uft.data.template import Template
@@ -27,6 +32,7 @@ class FeedbackDataset(torch.utils.data.Dataset):
     sources   names
     sizes     examples of each
     weights   draws per example and epoch of each, for `MixtureSampler`
+    examples  by source: sequences that build an example when it is asked for, from columns in memory or on disk
     """
 
     def __init__(self, examples: Mapping[str, Sequence[Example]], weights: Mapping[str, float] | None = None):
@@ -35,21 +41,26 @@ class FeedbackDataset(torch.utils.data.Dataset):
             raise ValueError(f"weights: found {unknown[0]!r}; want names of sources, {', '.join(examples)}")
         if not examples or (empty := [name for name, each in examples.items() if not len(each)]):
             raise ValueError(f"found no examples{f' in source {empty[0]!r}' if examples else ''}; want at least one")
-        self.examples = {
-            name: [e if e.source == name else replace(e, source=name) for e in each] for name, each in examples.items()
+        self.examples: dict[str, Examples | Mismatched] = {
+            name: (each if isinstance(each, (Examples, Mismatched)) else in_memory(each)).named(name)
+            for name, each in examples.items()
         }
         self.sources = list(self.examples)
         self.sizes = [len(each) for each in self.examples.values()]
         weights = [weights.get(name, 1.0) for name in self.sources]
         _draws(self.sizes, weights)  # refuses what is no weight
         self.weights = [float(weight) for weight in weights]
-        self._flat = [example for each in self.examples.values() for example in each]
+        self._parts, self._ends = list(self.examples.values()), list(accumulate(self.sizes))
 
     def __len__(self) -> int:
-        return len(self._flat)
+        return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Example:
-        return self._flat[index]
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        return picked(self, index, self._example)
+
+    def _example(self, i: int) -> Example:
+        part = bisect_right(self._ends, i)
+        return self._parts[part][i - self._ends[part] + self.sizes[part]]
 
     def __repr__(self) -> str:
         parts = (f"{name}: {size:,} × {weight:g}" for name, size, weight in zip(self.sources, self.sizes, self.weights))
@@ -57,28 +68,47 @@ class FeedbackDataset(torch.utils.data.Dataset):
 
     def kinds(self) -> dict[str, set[str]]:
         """The kinds of example in each source."""
-        return {name: {example.kind for example in each} for name, each in self.examples.items()}
+        return {name: each.kinds for name, each in self.examples.items()}
 
-    def mapped(self, function: Callable[[list[Example]], Sequence[Example]]) -> FeedbackDataset:
-        """With each source's examples replaced by what `function` makes of them, as `uft.feedback.mismatched` does."""
+    @cached_property
+    def sequences(self) -> Sequences:
+        """The lengths of all sequences that a model is run on, example by example."""
+        parts = [part.sequences for part in self._parts]
+        counts = np.concatenate([[0], *(np.diff(part.first) for part in parts)])
+        return Sequences(np.cumsum(counts), np.concatenate([part.length for part in parts]))
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [examples]: tokens that a forward pass sees of each, as `Example.tokens`."""
+        first, length = self.sequences
+        return np.diff(np.concatenate([[0], np.cumsum(length)])[first])
+
+    @cached_property
+    def prompt_lengths(self) -> np.ndarray:
+        """int32 [examples]: tokens of each prompt."""
+        return np.concatenate([part.prompt_lengths for part in self._parts])
+
+    def mapped(self, function: Callable[[Sequence[Example]], Sequence[Example]]) -> FeedbackDataset:
+        """With each source's examples replaced by what `function` makes of them."""
         weights = dict(zip(self.sources, self.weights))
         return FeedbackDataset({name: function(each) for name, each in self.examples.items()}, weights)
+
+    def with_mismatched(self, kinds: Collection[str], max_length: int | None, bos: int | None) -> FeedbackDataset:
+        """As `mapped` by `uft.feedback.mismatched`, without holding what that makes."""
+
+        def lazily(examples: Examples | Mismatched) -> Examples | Mismatched:
+            if not examples.kinds & set(kinds):
+                return examples
+            columns = examples if isinstance(examples, Examples) else in_memory(examples)
+            return Mismatched(columns, kinds, max_length, bos)
+
+        return self.mapped(lazily)
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes with any token, mask, target, weight, preference, name or order of the examples."""
-        digest = hashlib.sha256()
-        for example in self._flat:
-            facts = [example.kind, example.source, example.row, example.preferences]
-            arrays = [example.prompt]
-            for response in example.responses:
-                facts += [len(response.tokens), response.target, response.weight, response.mismatched]
-                facts += [response.in_loss is None, response.prompt is None]
-                arrays += [a for a in (response.tokens, response.in_loss, response.prompt) if a is not None]
-            digest.update(repr((facts, len(example.prompt))).encode())
-            for array in arrays:
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        parts = [(name, len(each), each.fingerprint) for name, each in self.examples.items()]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def load_feedback(
@@ -88,11 +118,15 @@ def load_feedback(
     *,
     chat_template: str | None = None,
     on_bad_row: str = "error",
+    cache: str | Path | None = None,
 ) -> tuple[FeedbackDataset, Report]:
     """Reads and tokenises sources (whatever `as_sources` takes), and says what became of each row.
 
     `tokenizer` may be a `Template`, which then holds `max_length` as well.  `on_bad_row` is for sources that do not
     say themselves: "error" raises `BadRow` for the first bad row, "drop" leaves bad rows out, counts and logs them.
+
+    `cache` is a folder in which tokens are kept; a second run, or another process, that wants the same ones finds them
+    there (see `uft.data.cache`).  Without it tokens are in memory, those of streamed sources in a temporary folder.
     """
     if on_bad_row not in ON_BAD_ROW:
         raise DataError(f"on_bad_row is {on_bad_row!r}; want {' or '.join(ON_BAD_ROW)}")
@@ -100,13 +134,15 @@ def load_feedback(
     sources = as_sources(sources)
     examples, reports = {}, []
     for source in sources:
-        report = SourceReport(source.name, source.where)
+        bad = source.on_bad_row or on_bad_row
+        if cache is not None or belongs_on_disk(source):
+            examples[source.name], report = stored(source, template, bad, cache)
+        else:
+            report = SourceReport(source.name, source.where)
+            examples[source.name] = in_memory(read_examples(source, report, template, bad))
+            report.or_refuse()
         reports.append(report)
-        examples[source.name] = list(read_examples(source, report, template, source.on_bad_row or on_bad_row))
-        dropped = ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common())
-        if not report.kept:
-            raise DataError(f"{source.where}: found no row that can be used among {report.rows} ({dropped})")
-        if dropped:
+        if dropped := ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common()):
             logger.warning("%s: dropped %d of %d rows: %s", source.where, len(report.bad_rows), report.rows, dropped)
     weights = {source.name: source.weight for source in sources}
     return FeedbackDataset(examples, weights), Report(tuple(reports))
@@ -133,7 +169,9 @@ class MixtureSampler(torch.utils.data.Sampler[int]):
         return sum(self.draws)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.order().tolist())
+        order = self.order()
+        for start in range(0, len(order), 1 << 16):  # as Python's integers all of them would take five times the room
+            yield from order[start : start + (1 << 16)].tolist()
 
     def order(self) -> np.ndarray:
         """int64 [draws]: the positions in the data set that this epoch visits."""

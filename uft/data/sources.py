@@ -6,7 +6,6 @@ that cannot be read (no such file, nothing in it, a column that it lacks, a corr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
@@ -15,8 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from uft.data.files import SUFFIXES, Records, csv_value, open_file
-from uft.data.rows import BadRow, DataError, Row, bad_utf8, is_number, record, shown
+from uft.data.files import SUFFIXES, Records, csv_value
+from uft.data.origins import open_origin
+from uft.data.rows import BadRow, DataError, Row, is_number, shown
 
 __all__ = ["BadRow", "DataError", "Row", "Source", "Table", "as_sources", "open_table", "read_rows", "shown"]
 
@@ -32,10 +32,11 @@ class Source:
     """One data set of a mixture.
 
     path          .json, .jsonl, .parquet or .csv file, folder written by `Dataset.save_to_disk`, or id on the hub
-    data          instead of `path`: datasets.Dataset, list of dicts, or anything whose [i] is a dict
+    data          instead of `path`: datasets.Dataset, list of dicts, anything whose [i] is a dict, or a
+                  datasets.IterableDataset, which is read once (twice if it does not name its columns)
     kind          document, demonstration, pair, label or score; by default found from the columns
     columns       {our column name: theirs}
-    split, subset which part of a hub data set
+    split, subset which part of a hub data set; `revision`: which commit, branch or tag
     limit         use only the first so many rows; or `fraction`, the first so many of all
     weight        draws per epoch and row: 1 shows each row once, 2 twice, 0.5 every second one (a column called
                   weight is something else: the factor on the loss of each row)
@@ -45,6 +46,8 @@ class Source:
     special_tokens whether special tokens written out in the texts ("<|im_end|>") are meant to be such; by default
                   a row with one is a bad row, since a text could end its own turn, or speak in another role
     on_bad_row    "error", or "drop" (counted and reported); by default what `load_feedback` is told
+    streaming     neither texts nor tokens are held in memory: a hub data set is read without being downloaded first,
+                  and tokens are kept on disk.  A stream without end needs a `limit`
     """
 
     name: str
@@ -62,6 +65,8 @@ class Source:
     chat: bool = False
     special_tokens: bool = False
     on_bad_row: str | None = None
+    streaming: bool = False
+    revision: str | None = None
 
     def __post_init__(self):
         if (self.path is None) == (self.data is None):
@@ -73,7 +78,9 @@ class Source:
         self._want(_is_names(self.columns), "columns", "a mapping from our column names to theirs")
         self._want(isinstance(self.split, str), "split", "the name of a split")
         self._want(isinstance(self.subset, (str, type(None))), "subset", "the name of a subset")
+        self._want(isinstance(self.revision, (str, type(None))), "revision", "a commit, a branch or a tag")
         self._want(isinstance(self.chat, bool), "chat", "true or false")
+        self._want(isinstance(self.streaming, bool), "streaming", "true or false")
         self._want(isinstance(self.special_tokens, bool), "special_tokens", "true or false")
         self._want(self.on_bad_row in (None, *ON_BAD_ROW), "on_bad_row", " or ".join(ON_BAD_ROW))
         self._check_numbers()
@@ -172,7 +179,7 @@ def open_table(source: Source) -> Table:
 
     Where no schema names the columns all rows are looked at, since a column may begin late.
     """
-    columns, total, rows = opened = _records(source)
+    columns, total, rows = opened = open_origin(source)
     limit, first = source.limit, {}
     if columns is None or (source.fraction is not None and total is None):
         first, total = _survey(opened, source)
@@ -226,67 +233,3 @@ def _survey(opened: Records, source: Source) -> tuple[dict[str, int], int]:
         if not row.values.keys() <= first.keys():
             first |= {name: row.number for name in row.values if name not in first}
     return first, total
-
-
-# ---- what is not a file of its own ----
-
-
-def _records(source: Source) -> Records:
-    if source.data is not None:
-        return _memory(source, source.data)
-    path = Path(source.path).expanduser()
-    if path.is_dir():
-        return _memory(source, _from_folder(source, path))
-    if not path.exists():
-        return _memory(source, _from_hub(source))
-    return open_file(path, source.where)
-
-
-def _from_hub(source: Source) -> Any:
-    path = str(source.path)
-    if Path(path).suffix in SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
-        raise DataError(f"{source.where}: found no such file; want a file, or the id of a data set on the hub")
-    import datasets
-
-    try:
-        return datasets.load_dataset(path, source.subset, split=source.split)
-    except Exception as error:
-        raise DataError(
-            f"{source.where}: found no such file, and as a data set on the hub (subset {source.subset!r}, split "
-            f"{source.split!r}) it cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _from_folder(source: Source, path: Path) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_from_disk(str(path))
-    except Exception as error:
-        raise DataError(
-            f"{source.where}: found a folder that cannot be loaded; want one written by Dataset.save_to_disk, or a "
-            f"file: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _memory(source: Source, data: Any) -> Records:
-    if isinstance(data, Mapping):
-        if source.split not in data:
-            raise DataError(f"{source.where}: found splits {', '.join(map(str, data))}; want {source.split!r}")
-        data = data[source.split]
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__") or isinstance(data, (str, bytes)):
-        raise DataError(f"{source.where}: found {type(data).__name__}; want rows that can be counted and indexed")
-
-    def rows():
-        for number in range(len(data)):
-            try:
-                yield record(number, data[number])
-            except UnicodeDecodeError as error:
-                yield Row(number, {}, None, bad_utf8(error))
-            except KeyError:
-                raise DataError(
-                    f"{source.where}: found {type(data).__name__}, which has no row {number}; want rows by position"
-                ) from None
-
-    columns = getattr(data, "column_names", None)
-    return Records(tuple(columns) if columns else None, len(data), rows)

@@ -16,10 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,13 +143,18 @@ class Template:
 
     def fingerprint(self) -> str:
         """Changes when the same texts might become other tokens."""
-        if hasattr(self.tokenizer, "backend_tokenizer"):
-            state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        tokenizer = self.tokenizer
+        if hasattr(tokenizer, "backend_tokenizer"):
+            state = json.loads(tokenizer.backend_tokenizer.to_str())
             state["truncation"] = state["padding"] = None  # these are what the last call left there
         else:
-            state = sorted(self.tokenizer.get_vocab().items())
-        parts = [state, self.chat_template, self.max_length, self.bos, self.eos, self.adds_bos]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+            state = _saved(tokenizer)
+        # special tokens are names in chat templates, and refused in texts
+        special = [tokenizer.special_tokens_map, sorted(self.special), sorted(_special_tokens(tokenizer))]
+        special.append(getattr(tokenizer, "split_special_tokens", None))
+        parts = [type(tokenizer).__name__, state, special, self.chat_template]
+        parts += [self.max_length, self.bos, self.eos, self.adds_bos]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     # ---- text ----
 
@@ -293,6 +300,14 @@ class Template:
         empty = np.zeros(0, dtype=np.int32)
         chunks = [Response(chunk, weight=text.weight) for chunk in np.split(tokens, cuts)]
         return Tokenised([Example("document", empty, (chunk,), (), source, text.row) for chunk in chunks])
+
+
+def _saved(tokenizer: Any) -> list[tuple[str, str]]:
+    """Name and sha256 of each file that a tokenizer in Python saves: merges, a sentencepiece model, ..."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
 
 
 def _special_tokens(tokenizer: Any) -> set[str]:
