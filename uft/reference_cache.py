@@ -19,10 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from uft.feedback import KINDS, Batch, Collator, Example
 from uft.head import has_fused_head
 from uft.models import score
+
+logger = logging.get_logger(__name__)
 
 Logps = dict[tuple[str, int], list[float]]
 
@@ -95,17 +98,21 @@ def save_logps(path: Path, logps: Logps) -> None:
     """Written aside and renamed, so that the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    with open(aside, "wb") as file:
-        np.savez(
-            file,
-            source=np.array([source for source, _ in logps]),
-            row=np.array([row for _, row in logps], dtype=np.int64),
-            count=np.array([len(values) for values in logps.values()], dtype=np.int64),
-            logp=np.array([v for values in logps.values() for v in values], dtype=np.float32),
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            np.savez(
+                file,
+                source=np.array([source for source, _ in logps]),
+                row=np.array([row for _, row in logps], dtype=np.int64),
+                count=np.array([len(values) for values in logps.values()], dtype=np.int64),
+                logp=np.array([v for values in logps.values() for v in values], dtype=np.float32),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{path}: the reference's log-probabilities could not be written ({error.strerror})") from error
 
 
 def load_logps(path: Path) -> Logps | None:
@@ -119,7 +126,7 @@ def load_logps(path: Path) -> Logps | None:
             keys = zip(file["source"].tolist(), file["row"].tolist())
             return {key: value.tolist() for key, value in zip(keys, values)}
     except Exception as error:
-        raise ValueError(f"{path}: not a readable cache of reference log-probabilities ({error}); delete it") from error
+        raise ValueError(f"{path}: not a readable cache of reference log-probabilities ({error})") from error
 
 
 class ReferenceCache:
@@ -131,18 +138,19 @@ class ReferenceCache:
     def __init__(self, trainer: Any, *, wanted: bool):
         self.trainer, self.wanted = trainer, wanted
         self._logps: dict[tuple[str, bool], Logps] = {}  # by fingerprint of the data, and whether for training
+        self.weights: str | None = None  # fingerprint of the model that they are of
 
     def prepare(self) -> None:
         """Computes, or reads from disk, what training and evaluation data need; once."""
         if not self.wanted or self._logps:
             return
         trainer = self.trainer
-        weights = weights_fingerprint(trainer.model)
+        self.weights = weights_fingerprint(trainer.model)
         evaluation = trainer.eval_dataset
         evaluation = list(evaluation.values()) if isinstance(evaluation, Mapping) else [evaluation]
         for data, training in [(trainer.train_dataset, True), *((data, False) for data in evaluation)]:
             if data is not None:
-                self._logps[data.fingerprint, training] = self._of(data, weights, training)
+                self._logps[data.fingerprint, training] = self._of(data, training)
         if trainer.train_dataset is not None:
             trainer.data_collator = self.collator(trainer.train_dataset, training=True)
 
@@ -156,19 +164,20 @@ class ReferenceCache:
         kinds = self.trainer.objective.kinds_with_reference
         return replace(self.trainer.data_collator, reference_logps=logps, reference_kinds=kinds)
 
-    def _of(self, data: Any, weights: str, training: bool) -> Logps:
+    def _of(self, data: Any, training: bool) -> Logps:
         trainer, args = self.trainer, self.trainer.args
         size = args.per_device_train_batch_size if training else args.per_device_eval_batch_size
         kinds = trainer.objective.kinds_with_reference
         layout = [size, training, args.seed, args.data_seed, data.weights, args.padding_side, args.pad_to_multiple_of]
         # whole logits are rounded to the dtype of the model, a fused head's are not
         layout += [args.bf16, args.fp16, args.device.type, has_fused_head(trainer.model)]
-        name = combined(weights, data.fingerprint, sorted(kinds), layout)
+        name = combined(self.weights, data.fingerprint, sorted(kinds), layout)
         # hubs are not sent what begins with an underscore
         path = Path(args.reference_cache or args.output_dir) / f"_reference-{name}.npz"
         # in the precision of training, which accelerate wraps around the policy only when training begins
         with trainer.accelerator.main_process_first(), trainer.accelerator.autocast():
-            found = load_logps(path)
+            needed = {(e.source, e.row) for e in data if e.kind in kinds}
+            found = _kept(path, needed)
             if found is None:
                 found = compute_logps(
                     trainer.model,
@@ -176,7 +185,7 @@ class ReferenceCache:
                     replace(trainer.data_collator, reference_logps=None),
                     lambda batch: Batch(trainer._prepare_inputs(batch)),
                     trainer.objective.reference_rows,
-                    {(e.source, e.row) for e in data if e.kind in kinds},
+                    needed,
                 )
                 save_logps(path, found)
         if training:
@@ -191,6 +200,19 @@ class ReferenceCache:
         kinds = self.trainer.objective.kinds_with_reference
         responses = [(e, r) for e in data if e.kind in kinds for r in e.responses]
         return len(responses), self.trainer.meter.of_reference(responses)
+
+
+def _kept(path: Path, needed: set[tuple[str, int]]) -> Logps | None:
+    """What is on disk, or None where it has to be computed: the file is missing, or, with a warning, damaged."""
+    try:
+        found = load_logps(path)
+        if found is not None and (lacking := needed - found.keys()):
+            source, row = min(lacking)
+            raise ValueError(f"{path}: found {len(found)} rows, but not row {row} of {source!r}")
+        return found
+    except ValueError as error:
+        logger.warning(f"{error}; computing it again")
+        return None
 
 
 def _planned_batches(data: Any, size: int, sampler: Any) -> Iterator[list[Example]]:
