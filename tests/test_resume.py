@@ -14,6 +14,7 @@ import pytest
 import torch
 from mixed import Tokenizer, dataset, model, parameters, trainer
 from peft import LoraConfig
+from processes import TIMING, assert_same_end, start, write_end
 
 from uft.checkpoint import is_whole, last_checkpoint, superfluous
 from uft.config import UnifiedConfig
@@ -25,7 +26,6 @@ OBJECTIVE = {
     "bco": {"loss": "bco", "on": "labels"},  # has a state that outlives the step
 }
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-TIMING = ("runtime", "per_second", "seconds", "peak_memory")
 
 
 def train(folder: str, resume: bool, objective=OBJECTIVE, lora=False, eval_steps=6, **options) -> None:
@@ -39,14 +39,7 @@ def train(folder: str, resume: bool, objective=OBJECTIVE, lora=False, eval_steps
     )  # fmt: skip
     checkpoint = last_checkpoint(folder) if resume else None
     run.train(resume_from_checkpoint=checkpoint)
-    history = [
-        {name: value for name, value in entry.items() if not any(word in name for word in TIMING)}
-        for entry in run.state.log_history
-        if "train_runtime" not in entry  # the summary is missing where the run was killed after its last checkpoint
-    ]
-    counters = {name: value for name, value in run.counters().items() if name != "seconds"}
-    torch.save(parameters(run.model), f"{folder}/final.pt")
-    Path(folder, "final.json").write_text(json.dumps([history, counters]))
+    write_end(run, folder)
 
 
 def train_stages(folder: str, resume: bool, boundary: str) -> None:
@@ -72,17 +65,7 @@ def train_stages(folder: str, resume: bool, boundary: str) -> None:
 
 
 def in_child(folder: Path, resume: bool, run=train, **options) -> multiprocessing.Process:
-    # forked, so that it need not import torch again
-    child = multiprocessing.get_context("fork").Process(
-        target=_quietly, args=(run, str(folder), resume), kwargs=options
-    )
-    child.start()
-    return child
-
-
-def _quietly(run, folder: str, resume: bool, **options) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    run(folder, resume, **options)
+    return start(run, str(folder), resume, **options)
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +77,6 @@ def uninterrupted(tmp_path_factory):
     child.join()
     assert child.exitcode == 0
     return folder, time.monotonic() - start
-
-
-def assert_same_end(folder: Path, expected: Path) -> None:
-    assert torch.equal(torch.load(folder / "final.pt"), torch.load(expected / "final.pt"))
-    found, want = (json.loads((f / "final.json").read_text()) for f in (folder, expected))
-    assert found[1] == want[1]
-    assert found[0] == want[0]
 
 
 def test_killed_at_twenty_random_moments(uninterrupted, tmp_path):
@@ -170,19 +146,6 @@ def test_killed_in_other_ways_of_training(way, tmp_path):
         child.join()
         assert child.exitcode == 0
         assert_same_end(folder, expected)
-
-
-def test_a_torn_checkpoint_is_passed_over(tmp_path):
-    for step in (4, 8):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"x")
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
-    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"global_st')
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    (tmp_path / "checkpoint-4" / "model.safetensors").unlink()
-    assert last_checkpoint(tmp_path) is None
 
 
 def test_resume_without_a_checkpoint_says_so(tmp_path):
