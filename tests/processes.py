@@ -41,7 +41,11 @@ def _child(run, args, options, rank: int, world: int, port: int, stderr: Path | 
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         for state in (AcceleratorState, PartialState, GradientState):  # what an earlier test has left
             state._reset_state()
-    run(*args, **options)
+    try:
+        run(*args, **options)
+    except BaseException as error:  # pytest has taken sys.stderr, which is where it would be shown
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        raise
 
 
 def join(children: list, seconds: float = 120) -> list[int]:
