@@ -42,7 +42,7 @@ def write_manifest(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in one clause that names the file; None where it is whole."""
     try:
-        listed = json.loads((folder / MANIFEST).read_text())["files"]
+        listed = dict(json.loads((folder / MANIFEST).read_text())["files"])
     except FileNotFoundError:
         return f"{folder}: found no {MANIFEST}; want a checkpoint that this trainer wrote to its end"
     except (OSError, ValueError, KeyError, TypeError) as error:
