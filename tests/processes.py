@@ -1,4 +1,8 @@
-"""Training in other processes, so that it can be killed: forked, which needs no second import of torch."""
+"""Training in other processes, so that it can be killed: forked, which needs no second import of torch.
+
+Several ranks are forked off a process that has never trained: after backward passes in the parent, those of DDP in its
+children may wait for ever.  What they run must therefore be a function of a module.
+"""
 
 import json
 import multiprocessing
@@ -18,7 +22,10 @@ TIMING = ("runtime", "per_second", "seconds", "peak_memory")
 def start(run, *args, rank: int = 0, world: int = 1, port: int = 0, stderr: Path | None = None, **options):
     """A process that calls run(*args, **options); with several ranks, as a launcher would have started it."""
     target = (run, args, options, rank, world, port, stderr)
-    child = multiprocessing.get_context("fork").Process(target=_child, args=target)
+    context = multiprocessing.get_context("fork" if world == 1 else "forkserver")
+    if world > 1:
+        context.set_forkserver_preload(["mixed", "pytest"])
+    child = context.Process(target=_child, args=target)
     child.start()
     return child
 
