@@ -1,4 +1,4 @@
-"""What is not finite, a loss or a gradient, never reaches the weights: the run names the rows, or leaves the step out."""
+"""What is not finite never reaches the weights: the run names the rows it came from, or leaves the step out."""
 
 import dataclasses
 import json
