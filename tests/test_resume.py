@@ -15,7 +15,7 @@ import pytest
 import torch
 from mixed import Tokenizer, dataset, model, parameters, trainer
 from peft import LoraConfig
-from processes import TIMING, assert_same_end, join, start, start_ranks, wait_for, write_end
+from processes import TIMING, assert_same_end, join, ranks_resume, start, start_ranks, wait_for, write_end
 
 from uft import reference_cache
 from uft.checkpoint import is_whole, last_checkpoint, superfluous
@@ -168,6 +168,7 @@ def kill(children) -> None:
         child.join()
 
 
+@ranks_resume
 @pytest.mark.parametrize("trials", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_two_ranks_killed_and_resumed(trials, tmp_path):
     """Every rank goes on with its own rows, counters and metrics."""

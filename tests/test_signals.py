@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mixed import dataset, trainer
-from processes import assert_same_end, join, start, start_ranks, wait_for, write_end
+from processes import assert_same_end, join, ranks_resume, start, start_ranks, wait_for, write_end
 from transformers import TrainerCallback
 
 from uft.checkpoint import is_whole, last_checkpoint
@@ -92,6 +92,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
     assert steps(tmp_path) == []
 
 
+@ranks_resume
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
     options = {"ddp_backend": "gloo", "max_steps": 8}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
