@@ -6,6 +6,7 @@ import torch
 from mixed import dataset, model, parameters, trainer
 from peft import LoraConfig
 
+from uft import reference_cache
 from uft.collation import Collator
 from uft.models import AdapterReference, adapter_is_identity, make_reference, merged, score
 
@@ -63,12 +64,19 @@ def test_cached_reference_is_read_back(tmp_path, monkeypatch):
         ).train()  # fmt: skip
 
 
-def test_damaged_cache_is_refused(tmp_path):
-    losses_with("cached", output_dir=tmp_path)
-    for path in tmp_path.glob("_reference-*.npz"):
-        path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"_reference-.*npz: not a readable cache"):
-        losses_with("cached", output_dir=tmp_path)
+def test_a_damaged_cache_is_computed_again(tmp_path, monkeypatch):
+    """As one that is missing is: it is a cache.  Every kind of damage is noticed."""
+    monkeypatch.setattr(reference_cache.logger, "warning", lambda text: said.append(text))
+    _, losses = losses_with("cached", output_dir=tmp_path)
+    whole = {path: path.read_bytes() for path in tmp_path.glob("_reference-*.npz")}
+    assert whole
+    for damaged in (lambda b: b[:100], lambda b: b"", lambda b: b.replace(b[-400:-390], b"0123456789")):
+        for path, content in whole.items():
+            path.write_bytes(damaged(content))
+        said = []
+        assert losses_with("cached", output_dir=tmp_path)[1] == losses
+        assert len(said) == 2 and all("_reference-" in text and "computing it again" in text for text in said), said
+        assert {path: path.read_bytes() for path in whole} == whole
 
 
 def trained_adapter():

@@ -4,6 +4,7 @@ import copy
 import json
 import multiprocessing
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -14,7 +15,9 @@ import pytest
 import torch
 from mixed import Tokenizer, dataset, model, parameters, trainer
 from peft import LoraConfig
+from processes import TIMING, assert_same_end, join, ranks_resume, start, start_ranks, wait_for, write_end
 
+from uft import reference_cache
 from uft.checkpoint import is_whole, last_checkpoint, superfluous
 from uft.config import UnifiedConfig
 from uft.stages import Budget, Stage, run_stages
@@ -25,7 +28,6 @@ OBJECTIVE = {
     "bco": {"loss": "bco", "on": "labels"},  # has a state that outlives the step
 }
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-TIMING = ("runtime", "per_second", "seconds", "peak_memory")
 
 
 def train(folder: str, resume: bool, objective=OBJECTIVE, lora=False, eval_steps=6, **options) -> None:
@@ -39,14 +41,7 @@ def train(folder: str, resume: bool, objective=OBJECTIVE, lora=False, eval_steps
     )  # fmt: skip
     checkpoint = last_checkpoint(folder) if resume else None
     run.train(resume_from_checkpoint=checkpoint)
-    history = [
-        {name: value for name, value in entry.items() if not any(word in name for word in TIMING)}
-        for entry in run.state.log_history
-        if "train_runtime" not in entry  # the summary is missing where the run was killed after its last checkpoint
-    ]
-    counters = {name: value for name, value in run.counters().items() if name != "seconds"}
-    torch.save(parameters(run.model), f"{folder}/final.pt")
-    Path(folder, "final.json").write_text(json.dumps([history, counters]))
+    write_end(run, folder)
 
 
 def train_stages(folder: str, resume: bool, boundary: str) -> None:
@@ -72,17 +67,7 @@ def train_stages(folder: str, resume: bool, boundary: str) -> None:
 
 
 def in_child(folder: Path, resume: bool, run=train, **options) -> multiprocessing.Process:
-    # forked, so that it need not import torch again
-    child = multiprocessing.get_context("fork").Process(
-        target=_quietly, args=(run, str(folder), resume), kwargs=options
-    )
-    child.start()
-    return child
-
-
-def _quietly(run, folder: str, resume: bool, **options) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    run(folder, resume, **options)
+    return start(run, str(folder), resume, **options)
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +79,6 @@ def uninterrupted(tmp_path_factory):
     child.join()
     assert child.exitcode == 0
     return folder, time.monotonic() - start
-
-
-def assert_same_end(folder: Path, expected: Path) -> None:
-    assert torch.equal(torch.load(folder / "final.pt"), torch.load(expected / "final.pt"))
-    found, want = (json.loads((f / "final.json").read_text()) for f in (folder, expected))
-    assert found[1] == want[1]
-    assert found[0] == want[0]
 
 
 def test_killed_at_twenty_random_moments(uninterrupted, tmp_path):
@@ -172,17 +150,113 @@ def test_killed_in_other_ways_of_training(way, tmp_path):
         assert_same_end(folder, expected)
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path):
-    for step in (4, 8):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"x")
-        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
-    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"global_st')
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
-    (tmp_path / "checkpoint-4" / "model.safetensors").unlink()
-    assert last_checkpoint(tmp_path) is None
+def train_ranks(folder: str, resume: bool) -> None:
+    """Two steps per epoch and a checkpoint after every third, so that some are in the middle of an epoch."""
+    run = trainer(
+        OBJECTIVE, dataset(("demonstrations", "pairs", "labels"), n=8), output_dir=folder, max_steps=8,
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, save_strategy="steps", save_steps=3,
+        logging_steps=4, max_grad_norm=1.0, ddp_backend="gloo",
+    )  # fmt: skip
+    run.train(resume_from_checkpoint=resume and last_checkpoint(folder))
+    write_end(run, folder)
+
+
+def kill(children) -> None:
+    for child in children:
+        os.kill(child.pid, signal.SIGKILL)
+    for child in children:
+        child.join()
+
+
+@ranks_resume
+@pytest.mark.parametrize("trials", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_two_ranks_killed_and_resumed(trials, tmp_path):
+    """Every rank goes on with its own rows, counters and metrics."""
+    whole, moments = tmp_path / "whole", random.Random(trials)
+    begin = time.monotonic()
+    assert join(start_ranks(train_ranks, str(whole), False)) == [0, 0]
+    duration = time.monotonic() - begin
+    for trial in range(trials):
+        folder = tmp_path / f"run{trial}"
+        children = start_ranks(train_ranks, str(folder), False)
+        if trial:
+            time.sleep(moments.uniform(0.0, duration))
+        else:
+            wait_for((folder / "checkpoint-3").exists)
+        kill(children)
+        assert trial or last_checkpoint(folder) == str(folder / "checkpoint-3")
+        assert join(start_ranks(train_ranks, str(folder), True)) == [0, 0]
+        assert_same_end(folder, whole)
+
+
+def kills(function):
+    """The function, whose process is killed while it runs for the second time."""
+    calls = []
+
+    def killing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    return killing
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["transformers.Trainer._save_optimizer_and_scheduler", "uft.checkpoint.write_manifest", "uft.checkpoint.publish",
+     "uft.checkpoint.superfluous"],
+)  # fmt: skip
+def test_killed_while_a_checkpoint_is_written(moment, uninterrupted, tmp_path, monkeypatch):
+    module, name = moment.rsplit(".", 1)
+    owner = pkgutil.resolve_name(module)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, kills(getattr(owner, name)))
+        assert join([start(train, str(tmp_path), False)]) == [-signal.SIGKILL]
+    assert is_whole(tmp_path / "checkpoint-4")
+    assert all(is_whole(path) for path in tmp_path.glob("checkpoint-*"))
+    assert join([start(train, str(tmp_path), True)]) == [0]
+    assert_same_end(tmp_path, uninterrupted[0])
+    assert not (tmp_path / "partial").exists()
+
+
+def test_killed_while_the_reference_cache_is_written(tmp_path, monkeypatch):
+    options = {"objective": CACHED, "reference": "cached"}
+    whole = tmp_path / "whole"
+    assert join([start(train, str(whole), False, **options)]) == [0]
+
+    def half_the_file(file, **arrays):
+        file.write(b"PK" * 100)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def between_the_files(path, logps):
+        save_logps(path, logps)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    save_logps = reference_cache.save_logps
+    for target, killing in (("np.savez", half_the_file), ("save_logps", between_the_files)):
+        folder = tmp_path / killing.__name__
+        with monkeypatch.context() as patch:
+            patch.setattr(f"uft.reference_cache.{target}", killing)
+            assert join([start(train, str(folder), False, **options)]) == [-signal.SIGKILL]
+        assert len(list(folder.glob("_reference-*.npz"))) == (killing is between_the_files)
+        assert join([start(train, str(folder), True, **options)]) == [0]
+        assert_same_end(folder, whole)
+
+
+def test_killed_between_stages(tmp_path):
+    """Behind the first stage's last step, or shortly before it: the second begins where the first one ended."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    train_stages(str(whole), False, "keep")
+    for gone in (("dpo",), ("dpo", "sft/checkpoint-6")):
+        folder = tmp_path / str(len(gone))
+        shutil.copytree(whole, folder)
+        for name in gone:
+            shutil.rmtree(folder / name)
+        train_stages(str(folder), True, "keep")
+        assert_same_end(folder, whole)
 
 
 def test_resume_without_a_checkpoint_says_so(tmp_path):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
+from uft.manifest import damage, write_manifest
 from uft.metrics import RunState
+from uft.run_identity import check_identity, write_identity
+
+logger = logging.get_logger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 ASIDE = "partial"  # a checkpoint is written in this folder, flushed to disk, and renamed
@@ -55,27 +61,59 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether everything that resuming reads is there and the state parses."""
-    state = path / "trainer_state.json"
-    weights = [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]
-    try:
-        return bool(weights) and "global_step" in json.loads(state.read_text())
-    except (OSError, ValueError):
-        return False
+    """Whether everything that was written is still there."""
+    return damage(path) is None
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The newest whole checkpoint of a run, or None.  Torn ones are passed over."""
+    """The newest whole checkpoint of a run, or None.  Torn ones are passed over, with a warning."""
     folder = Path(output_dir)
     if not folder.is_dir():
         return None
-    return next((str(path) for _, path in sorted(_numbered(folder), reverse=True) if is_whole(path)), None)
+    for _, path in sorted(_numbered(folder), reverse=True):
+        if (problem := damage(path)) is None:
+            return str(path)
+        logger.warning(f"passed over a torn checkpoint: {problem}")
+    return None
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raises ValueError for a torn checkpoint, and says which one may take its place."""
+    if problem := damage(checkpoint):
+        other = last_checkpoint(checkpoint.parent)
+        raise ValueError(f"cannot resume: {problem}; " + (f"{other} is whole" if other else "no other one is whole"))
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raises OSError where nothing can be written into a folder, before hours are spent on what should go there."""
+    probe = Path(folder) / f".writable.{os.getpid()}"
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+        raise OSError(f"{folder}: cannot be written to ({error.strerror}); want a folder for checkpoints") from error
 
 
 class WholeCheckpoints(Trainer):
     """A Trainer whose checkpoints appear under their name only when everything in them is on disk."""
 
+    identity: dict  # see `run_identity`
+    saved: Path | None = None  # the checkpoint that was written last
     _aside: Path | None = None
+
+    def get_train_dataloader(self):
+        """With several ranks, a loader that is resumed in the middle of an epoch would not tell its sampler which epoch
+        it is: between the two stand accelerate's shard and what skips the batches seen."""
+        loader = super().get_train_dataloader()
+        outer = inner = loader.batch_sampler
+        while hasattr(inner, "batch_sampler"):
+            inner = inner.batch_sampler
+        if not hasattr(outer, "set_epoch") and hasattr(getattr(inner, "sampler", None), "set_epoch"):
+            outer.set_epoch = inner.sampler.set_epoch
+        return loader
 
     def _get_output_dir(self, trial) -> str:
         return str(self._aside or super()._get_output_dir(trial))
@@ -89,6 +127,7 @@ class WholeCheckpoints(Trainer):
         try:
             if self.args.should_save:
                 shutil.rmtree(self._aside, ignore_errors=True)
+            self.accelerator.wait_for_everyone()  # or what another rank writes there goes too
             super()._save_checkpoint(model, trial)
             if self.state.best_global_step:  # transformers looked for it under the name aside
                 best = run_dir / f"checkpoint-{self.state.best_global_step}"
@@ -97,9 +136,19 @@ class WholeCheckpoints(Trainer):
                 self.state.save_to_json(str(self._aside / name / "trainer_state.json"))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                write_identity(self.identity, self._aside / name)
+                write_manifest(self._aside / name)
                 remove(run_dir / name, self._aside)
                 publish(self._aside / name, run_dir / name)
                 shutil.rmtree(self._aside, ignore_errors=True)
+        except (OSError, RuntimeError, SafetensorError) as error:  # what a full disk is depends on who writes
+            if self.args.should_save:
+                shutil.rmtree(self._aside, ignore_errors=True)
+            whole = last_checkpoint(run_dir)
+            raise OSError(
+                f"{run_dir / name}: the checkpoint could not be written ({' '.join(str(error).split())}); "
+                + (f"{whole} is the newest whole one" if whole else "there is no earlier one")
+            ) from error
         finally:
             self._aside, self.args.push_to_hub = None, pushes
         if self.args.should_save and self.args.save_total_limit:
@@ -107,8 +156,20 @@ class WholeCheckpoints(Trainer):
             for path in superfluous(run_dir, self.args.save_total_limit, Path(best) if best else None):
                 remove(path, run_dir / ASIDE)
             shutil.rmtree(run_dir / ASIDE, ignore_errors=True)
+        self.saved = run_dir / name
         if pushes:
             self._push_from_checkpoint(str(run_dir / name))
+
+    def check_folders(self, checkpoint: str | None) -> None:
+        """Raises where checkpoints cannot be written, or the one to go on from is torn."""
+        if self.args.should_save:
+            check_writable(self.args.output_dir)
+        if checkpoint:
+            check_whole(Path(checkpoint))
+
+    def check_resumable(self, checkpoint: str) -> None:
+        """Raises ValueError for a checkpoint of a run that would not have gone on as this one will."""
+        check_identity(self.identity, Path(checkpoint), self.args.resume_despite or ())
 
     def load_finished(self, checkpoint: str) -> TrainOutput | None:
         """Loads a checkpoint of the last step, and None for an earlier one: transformers would go a step further."""

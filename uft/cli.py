@@ -130,14 +130,23 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     try:
         return commands[words[0]](words[1:])
-    except KeyboardInterrupt:
-        print("uft: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"uft: {_how_to_go_on(error) or 'interrupted'}", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except SystemExit as error:
+        if not str(error).startswith("stopped by"):
+            raise
+        print(f"uft: {_how_to_go_on(error)}", file=sys.stderr)
+        return error.code
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("UFT_TRACEBACK"):
             raise
         print(f"uft: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+
+
+def _how_to_go_on(stopped: BaseException) -> str:
+    return f"{stopped}: the same command with --resume true" if str(stopped) else ""
 
 
 if __name__ == "__main__":

@@ -84,6 +84,21 @@ class UnifiedConfig(TrainingArguments):
     )
     padding_side: str = field(default="right", metadata={"help": "right or left, in the padded layout."})
     pad_to_multiple_of: int = field(default=1, metadata={"help": "Pad batches to a multiple of this length."})
+    on_non_finite: str = field(
+        default="error",
+        metadata={
+            "help": "What a loss or gradient that is not finite does, before it reaches the weights: error (stop, "
+            "behind a checkpoint) or skip (leave that step out, counted and logged)."
+        },
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave this off: see on_non_finite."})
+    resume_despite: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What may differ from the run that wrote the checkpoint (world_size, data, learning_rate, ..., or "
+            "all), though the result is then not that of one exact run."
+        },
+    )
     on_bad_row: str = field(default="error", metadata={"help": "error, or drop (counted and reported)."})
     dtype: str = field(
         default="float32",
@@ -108,6 +123,10 @@ class UnifiedConfig(TrainingArguments):
             raise ValueError(f"reference is {self.reference!r}; want one of {', '.join(REFERENCE_MODES)}")
         if not 0.0 <= self.filter_eps < 1.0 or (self.filter_eps and not self.fused_head):
             raise ValueError(f"filter_eps is {self.filter_eps}; want a probability in [0, 1), and a fused head")
+        if self.on_non_finite not in ("error", "skip"):
+            raise ValueError(f"on_non_finite is {self.on_non_finite!r}; want error or skip")
+        if getattr(self, "enable_jit_checkpoint", False):
+            raise ValueError("enable_jit_checkpoint is on; want it off: SIGTERM saves a checkpoint anyway")
         if self.on_bad_row not in ("error", "drop"):
             raise ValueError(f"on_bad_row is {self.on_bad_row!r}; want error or drop")
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):

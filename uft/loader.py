@@ -33,19 +33,22 @@ class StepSampler(Sampler[list[int]]):
     sampler      the order of all examples; its epochs are set by `set_epoch`
     batch_size   per rank
     cost         of each example; ranks get about as much of it each.  Without it they get consecutive stretches.
+    drop_last    leave out what is left over at the end of an epoch
     """
 
     def __init__(
-        self, sampler: Any, batch_size: int, rank: int = 0, world_size: int = 1, cost: Sequence[int] | None = None
-    ):
+        self, sampler: Any, batch_size: int, rank: int = 0, world_size: int = 1, cost: Sequence[int] | None = None,
+        drop_last: bool = False,
+    ):  # fmt: skip
         if not 0 <= rank < world_size or batch_size < 1:
             raise ValueError(f"found rank {rank} of {world_size} and batch size {batch_size}")
         self.sampler, self.batch_size, self.rank, self.world_size = sampler, batch_size, rank, world_size
         self.cost = None if cost is None else np.asarray(cost)
-        self.drop_last = False  # accelerate looks at it
+        self.drop_last = drop_last
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // (self.batch_size * self.world_size))
+        whole, left = divmod(len(self.sampler), self.batch_size * self.world_size)
+        return whole + bool(left and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
         for shares in self.plan():
@@ -59,8 +62,8 @@ class StepSampler(Sampler[list[int]]):
         """Each micro-batch of this epoch as every rank's share of it."""
         size = self.batch_size * self.world_size
         order = list(self.sampler)
-        for start in range(0, len(order), size):
-            yield self._shares(order[start : start + size])
+        for step in range(len(self)):
+            yield self._shares(order[step * size : (step + 1) * size])
 
     def _shares(self, indices: list[int]) -> Shares:
         if self.world_size == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -41,24 +41,53 @@ class RunState(TrainerCallback, ExportableState):
     pending     metric -> [sum, count] since the last log
     counters    totals since the start: tokens, passes, FLOPs, examples per source, seconds
     statistics  per term, what outlives a step (BCO's running mean)
+    ranks       pending and counters of each rank when the last checkpoint was saved: one rank writes the state of all
     """
 
-    def __init__(self, pending: dict | None = None, counters: dict | None = None, statistics: dict | None = None):
+    def __init__(
+        self,
+        pending: dict | None = None,
+        counters: dict | None = None,
+        statistics: dict | None = None,
+        ranks: list[dict[str, dict]] | None = None,
+    ):
         self.pending = pending or {}
         self.counters = counters or {}
         self.statistics = statistics or {}
+        self.ranks = ranks or []
         self._fresh: dict[str, list[Tensor]] = {}
 
     def state(self) -> dict[str, Any]:
         self._settle()
         values = {"pending": self.pending, "counters": self.counters, "statistics": self.statistics}
-        return {"args": copy.deepcopy(values), "attributes": {}}
+        return {"args": copy.deepcopy(values | {"ranks": self.ranks}), "attributes": {}}
+
+    def collect(self, gather: Callable[[list], list]) -> None:
+        """Before a checkpoint is saved, on every rank."""
+        self._settle()
+        self.ranks = gather([{"pending": self.pending, "counters": self.counters}])
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         # transformers restores callbacks only where it is asked to; counters must never start again
         saved = state.stateful_callbacks.get(type(self).__name__)
-        if state.global_step and saved:
-            vars(self).update(copy.deepcopy(saved["args"]))
+        if not (state.global_step and saved):
+            return
+        saved = copy.deepcopy(saved["args"])
+        if ranks := saved.get("ranks"):
+            if len(ranks) != args.world_size:  # the sums of all, on the first
+                ranks = [_added(ranks)] + [{"pending": {}, "counters": {}}] * args.world_size
+            saved |= copy.deepcopy(ranks[args.process_index])
+        vars(self).update(saved)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What `restore` takes back; the device is not asked for anything."""
+        return {name: copy.copy(value) for name, value in vars(self).items()} | {
+            "statistics": copy.deepcopy(self.statistics)
+        }
+
+    def restore(self, snapshot: dict[str, Any], *, counters: bool = True) -> None:
+        """As it was.  Without `counters`, what was computed since stays counted, though it came to nothing."""
+        vars(self).update({name: value for name, value in snapshot.items() if counters or name != "counters"})
 
     def add(self, sums: Sums) -> None:
         """Adds a micro-batch's metrics; they stay on their device until somebody asks."""
@@ -80,10 +109,31 @@ class RunState(TrainerCallback, ExportableState):
     def take(self, gather: Callable[[list], list] = list) -> dict[str, float]:
         """The means since the last call.  `gather` collects a list of one object per rank from all ranks."""
         self._settle()
-        totals: dict[str, list[float]] = {}
-        for pending in gather([self.pending]):
-            for name, (total, count) in pending.items():
-                before = totals.get(name, (0.0, 0.0))
-                totals[name] = [before[0] + total, before[1] + count]
+        totals = _added_pending(gather([self.pending]))
         self.pending = {}
         return {name: total / count for name, (total, count) in sorted(totals.items()) if count > 0}
+
+
+def added_counters(counters: Iterable[dict[str, float]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for each in counters:
+        for name, amount in each.items():
+            # seconds pass on every rank at once
+            totals[name] = max(totals.get(name, 0), amount) if name == "seconds" else totals.get(name, 0) + amount
+    return totals
+
+
+def _added_pending(pending: Iterable[dict[str, list[float]]]) -> dict[str, list[float]]:
+    totals: dict[str, list[float]] = {}
+    for each in pending:
+        for name, (total, count) in each.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = [before[0] + total, before[1] + count]
+    return totals
+
+
+def _added(ranks: list[dict[str, dict]]) -> dict[str, dict]:
+    return {
+        "pending": _added_pending(rank["pending"] for rank in ranks),
+        "counters": added_counters(rank["counters"] for rank in ranks),
+    }

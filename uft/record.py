@@ -137,19 +137,20 @@ def write_json(path: str | os.PathLike, data: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(_plain(data), indent=1, allow_nan=False) + "\n")
+    aside.write_text(json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
     os.replace(aside, path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold of it."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (str, int, bool)):
         return value
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        return _plain(value.item())
+        return plain(value.item())
     return str(value)

@@ -22,12 +22,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from uft.collation import Cutter, MicroBatches
 from uft.feedback import Batch, Example
 from uft.head import has_fused_head
 from uft.loader import StepSampler, even_passes
 from uft.models import score
+
+logger = logging.get_logger(__name__)
 
 Key = tuple[str, int]  # source, row
 Logps = dict[Key, list[float]]
@@ -94,17 +97,21 @@ def save_logps(path: Path, logps: Logps) -> None:
     """Written aside and renamed, so that the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    with open(aside, "wb") as file:
-        np.savez(
-            file,
-            source=np.array([source for source, _ in logps]),
-            row=np.array([row for _, row in logps], dtype=np.int64),
-            count=np.array([len(values) for values in logps.values()], dtype=np.int64),
-            logp=np.array([v for values in logps.values() for v in values], dtype=np.float32),
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            np.savez(
+                file,
+                source=np.array([source for source, _ in logps]),
+                row=np.array([row for _, row in logps], dtype=np.int64),
+                count=np.array([len(values) for values in logps.values()], dtype=np.int64),
+                logp=np.array([v for values in logps.values() for v in values], dtype=np.float32),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{path}: the reference's log-probabilities could not be written ({error.strerror})") from error
 
 
 def load_logps(path: Path) -> Logps | None:
@@ -118,7 +125,7 @@ def load_logps(path: Path) -> Logps | None:
             keys = zip(file["source"].tolist(), file["row"].tolist())
             return {key: value.tolist() for key, value in zip(keys, values)}
     except Exception as error:
-        raise ValueError(f"{path}: not a readable cache of reference log-probabilities ({error}); delete it") from error
+        raise ValueError(f"{path}: not a readable cache of reference log-probabilities ({error})") from error
 
 
 LARGE = 16384  # tokens of a batch that is run without gradient, where its layout is free
@@ -133,18 +140,19 @@ class ReferenceCache:
     def __init__(self, trainer: Any, *, wanted: bool):
         self.trainer, self.wanted = trainer, wanted
         self._logps: dict[tuple[str, bool], Logps] = {}  # by fingerprint of the data, and whether for training
+        self.weights: str | None = None  # fingerprint of the model that they are of
 
     def prepare(self) -> None:
         """Computes, or reads from disk, what training and evaluation data need; once."""
         if not self.wanted or self._logps:
             return
         trainer = self.trainer
-        weights = weights_fingerprint(trainer.model)
+        self.weights = weights_fingerprint(trainer.model)
         evaluation = trainer.eval_dataset
         evaluation = list(evaluation.values()) if isinstance(evaluation, Mapping) else [evaluation]
         for data, training in [(trainer.train_dataset, True), *((data, False) for data in evaluation)]:
             if data is not None:
-                self._logps[data.fingerprint, training] = self._of(data, weights, training)
+                self._logps[data.fingerprint, training] = self._of(data, training)
         if trainer.train_dataset is not None:
             trainer.data_collator = self.cutter(trainer.train_dataset, training=True)
 
@@ -159,7 +167,7 @@ class ReferenceCache:
         cut = self.trainer.data_collator
         return replace(cut, collate=replace(cut.collate, reference_logps=logps, reference_kinds=kinds))
 
-    def _of(self, data: Any, weights: str, training: bool) -> Logps:
+    def _of(self, data: Any, training: bool) -> Logps:
         trainer, args = self.trainer, self.trainer.args
         kinds = trainer.objective.kinds_with_reference
         cut = trainer.data_collator
@@ -175,12 +183,12 @@ class ReferenceCache:
         else:
             cut = replace(cut, token_budget=max(LARGE, args.token_budget or 0))
             plan = _sorted(data, kinds, args.world_size)
-        name = combined(weights, data.fingerprint, sorted(kinds), layout)
+        name = combined(self.weights, data.fingerprint, sorted(kinds), layout)
         # hubs are not sent what begins with an underscore
         path = Path(args.reference_cache or args.output_dir) / f"_reference-{name}.npz"
-        found = load_logps(path)
+        needed = {(e.source, e.row) for e in data if e.kind in kinds}
+        found = _kept(path, needed)
         if not _all_agree(found is not None, trainer.accelerator):
-            needed = {(e.source, e.row) for e in data if e.kind in kinds}
             was_training = trainer.model.training
             trainer.model.eval()
             # in the precision of training, which accelerate wraps around the policy only when training begins
@@ -250,3 +258,16 @@ def _gathered(own: Logps, accelerator: Accelerator) -> Logps:
     for share in gather_object([own]):
         found = share | found
     return found
+
+
+def _kept(path: Path, needed: set[tuple[str, int]]) -> Logps | None:
+    """What is on disk, or None where it has to be computed: the file is missing, or, with a warning, damaged."""
+    try:
+        found = load_logps(path)
+        if found is not None and (lacking := needed - found.keys()):
+            source, row = min(lacking)
+            raise ValueError(f"{path}: found {len(found)} rows, but not row {row} of {source!r}")
+        return found
+    except ValueError as error:
+        logger.warning(f"{error}; computing it again")
+        return None

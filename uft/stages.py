@@ -79,6 +79,8 @@ def steps_within(trainer: UnifiedTrainer, flops: float) -> int:
     while True:
         sampler.set_epoch(epoch)
         order = cost[np.fromiter(sampler, dtype=np.int64)]
+        if args.dataloader_drop_last:
+            order = order[: len(order) // batch * batch]
         # the last micro-batches of an epoch form a short step, as in training
         micro = np.add.reduceat(order, np.arange(0, len(order), batch))
         per_step = np.add.reduceat(micro, np.arange(0, len(micro), args.gradient_accumulation_steps))

@@ -27,21 +27,23 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from uft.checkpoint import WholeCheckpoints, last_checkpoint
+from uft.checkpoint import last_checkpoint
 from uft.collation import MicroBatches
 from uft.compute import Meter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
+from uft.faults import GuardedTrainer, StepGuard
 from uft.feedback import Batch
 from uft.loader import StepSampler, even_passes, make_loader, without_sync
 from uft.loading import cutter_for, lay_out, prepared_policy, reference_for, tokenizer_of
-from uft.metrics import RunState, by_source
+from uft.metrics import RunState, added_counters, by_source
 from uft.model_card import TAGS, write_model_card
 from uft.models import FrozenReference, Reference, Scored, score
 from uft.objective import Objective, Sums
 from uft.presets import make_objective
 from uft.record import reset_peak_memory, run_record, write_json
 from uft.reference_cache import ReferenceCache
+from uft.run_identity import run_identity
 
 logger = logging.get_logger(__name__)
 
@@ -68,7 +70,7 @@ class Step:
     passes: int = 1
 
 
-class UnifiedTrainer(WholeCheckpoints):
+class UnifiedTrainer(GuardedTrainer):
     """Trains one policy on any mixture of demonstrations, pairs, labels, scores and documents.
 
     model           hub id, path, config (fresh weights) or model
@@ -130,6 +132,8 @@ class UnifiedTrainer(WholeCheckpoints):
         )
         self.model_accepts_loss_kwargs = True
         self.add_callback(RunState())
+        self.guard = StepGuard(self)
+        self.add_callback(self.guard)
         if self.reference is not None and isinstance(getattr(self.reference, "model", None), nn.Module):
             self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
         if lay_out(self.model, self.reference, self.accelerator, args):
@@ -188,7 +192,8 @@ class UnifiedTrainer(WholeCheckpoints):
         sampler = self._get_train_sampler(data) if training else range(len(data))
         size = args.train_batch_size if training else args.eval_batch_size
         cost = data.lengths if args.world_size > 1 else None
-        return StepSampler(sampler, size, args.process_index, args.world_size, cost)
+        drop_last = args.dataloader_drop_last and training
+        return StepSampler(sampler, size, args.process_index, args.world_size, cost, drop_last)
 
     def get_train_dataloader(self):
         if self.train_dataset is None:
@@ -212,12 +217,16 @@ class UnifiedTrainer(WholeCheckpoints):
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir!r} to resume from")
+        self.check_folders(resume_from_checkpoint)
         self.reference_cache.prepare()
+        self.identity = run_identity(self)
+        if resume_from_checkpoint:
+            self.check_resumable(resume_from_checkpoint)
         if resume_from_checkpoint and (output := self.load_finished(resume_from_checkpoint)):
             return output
         self._clock = time.perf_counter()
         reset_peak_memory()
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output = self.guarded_train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.run_state.count(seconds=self._elapsed())
         self.write_record()
         return output
@@ -253,6 +262,7 @@ class UnifiedTrainer(WholeCheckpoints):
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """The step's micro-batches, and what has to be counted over all of them before the first is run."""
+        self.guard.begin()
         items: list[MicroBatches] = list(itertools.islice(epoch_iterator, num_batches))
         counts = torch.zeros(len(self.objective.terms), dtype=torch.float64)
         for item in items:
@@ -281,6 +291,7 @@ class UnifiedTrainer(WholeCheckpoints):
         scored = self.scored(model, batch)
         loss, metrics = self.objective(scored, step.counts.to(batch.kind.device), step.statistics, self.progress)
         if self.is_in_train and model.training:
+            self.guard.saw(loss, scored)
             one_step = loss.new_tensor(1.0 / step.passes)
             self.run_state.add(
                 metrics | by_source(scored, self.data_collator.sources) | {"loss": (loss.detach(), one_step)}
@@ -341,7 +352,10 @@ class UnifiedTrainer(WholeCheckpoints):
         if "loss" in logs:  # a training log: ours are exact over the step and survive resumption
             logs.update(self.run_state.take(self._gather))
             self.run_state.count(seconds=self._elapsed())
-            logs["num_tokens"] = self.counters().get("tokens", 0)
+            counters = self.counters()
+            logs["num_tokens"] = counters.get("tokens", 0)
+            if "skipped_steps" in counters:
+                logs["skipped_steps"] = counters["skipped_steps"]
         super().log(logs, start_time)
 
     def _gather(self, objects: list) -> list:
@@ -351,11 +365,7 @@ class UnifiedTrainer(WholeCheckpoints):
 
     def counters(self) -> dict[str, float]:
         """Totals over all ranks since the start of the run; resumption keeps them."""
-        totals: dict[str, float] = {}
-        for counters in self._gather([self.run_state.counters]):
-            for name, amount in counters.items():
-                # seconds pass on every rank at once
-                totals[name] = max(totals.get(name, 0), amount) if name == "seconds" else totals.get(name, 0) + amount
+        totals = added_counters(self._gather([self.run_state.counters]))
         self._totals = dict(sorted(totals.items()))
         return self._totals
 
@@ -399,6 +409,7 @@ class UnifiedTrainer(WholeCheckpoints):
 
     def _save_checkpoint(self, model, trial) -> None:
         self.run_state.count(seconds=self._elapsed())
+        self.run_state.collect(self._gather)
         super()._save_checkpoint(model, trial)
 
     def _elapsed(self) -> float:

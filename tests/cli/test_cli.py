@@ -1,9 +1,12 @@
 """`uft train` and `uft data check` from end to end."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uft.cli import main
 from uft.stages import run_stages
+from uft.trainer import UnifiedTrainer
 
 # ---- uft train ----
 
@@ -95,6 +99,38 @@ def test_resume(workplace):
         shutil.rmtree("out/checkpoint-4", ignore_errors=True)
         assert train(*saving, *words) == 0
         assert record()["steps"] == 4 and record()["compute"]["tokens"] == record("whole")["compute"]["tokens"]
+
+
+@pytest.mark.parametrize("stages", [False, True], ids=["once", "stages"])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_by_a_signal(number, status, stages, workplace, monkeypatch, capsys):
+    """The status is the usual one, the words say where the checkpoint is, and the same command goes on."""
+    if stages:
+        write(workplace, {"objective": None, "stages": STAGES})
+    words = ["--save_strategy", "steps", "--save_steps", 50]
+    assert train(*words, "--output_dir", "whole") == 0
+    seen, step = [], UnifiedTrainer.training_step
+
+    def stopping(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), number)
+        return step(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnifiedTrainer, "training_step", stopping)
+        assert train(*words) == status
+    said = capsys.readouterr().err.splitlines()[-1]
+    folder = "out/sft" if stages else "out"
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+    assert said == (
+        f"uft: stopped by {name} after step 2 of 3; checkpoint in {folder}/checkpoint-2, resuming goes on from there: "
+        "the same command with --resume true"
+    )
+    assert not Path("out/model.safetensors").exists()  # nothing behind training was done
+    assert train(*words, "--resume", "true") == 0
+    ours, theirs = (logits(AutoModelForCausalLM.from_pretrained(folder)) for folder in ("out", "whole"))
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.slow
