@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from mixed import dataset, parameters, trainer
+from mixed import dataset, model, parameters, trainer
 from peft import LoraConfig
 from processes import TIMING
 
@@ -19,9 +19,11 @@ WAYS = {
 }  # fmt: skip
 
 
-def once(folder, way, seed):
+def once(folder, way, seed, drawn):
+    policy = model()
+    torch.rand(drawn)  # what was drawn before does not matter
     run = trainer(
-        OBJECTIVE, dataset(("demonstrations", "pairs", "labels")), output_dir=folder, seed=seed, max_steps=5,
+        OBJECTIVE, dataset(("demonstrations", "pairs", "labels")), policy, output_dir=folder, seed=seed, max_steps=5,
         per_device_train_batch_size=3, gradient_accumulation_steps=2, max_grad_norm=1.0, **copy.deepcopy(WAYS[way]),
     )  # fmt: skip
     run.train()
@@ -34,11 +36,9 @@ def once(folder, way, seed):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_same_seed_gives_the_same_run(way, tmp_path):
-    torch.rand(7)
-    weights, history = once(tmp_path / "a", way, 3)
-    torch.rand(11)  # what was drawn before does not matter
-    again, history_again = once(tmp_path / "b", way, 3)
+    weights, history = once(tmp_path / "a", way, 3, drawn=7)
+    again, history_again = once(tmp_path / "b", way, 3, drawn=11)
     assert torch.equal(weights, again)
     assert history == history_again
-    other, _ = once(tmp_path / "c", way, 4)
+    other, _ = once(tmp_path / "c", way, 4, drawn=7)
     assert not torch.equal(weights, other)
