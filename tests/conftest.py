@@ -27,6 +27,13 @@ def temporary_files_go_away(tmp_path_factory):
     tempfile.tempdir = None
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """A comparison with a peer that is skipped has compared nothing, so it counts as failed."""

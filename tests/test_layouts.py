@@ -337,3 +337,26 @@ def test_tokenizers_without_padding_are_served():
     run = UnifiedTrainer(model(), "sft", UnifiedConfig(output_dir="unused", use_cpu=True, report_to="none"),
                          dataset(("demonstrations",)), processing_class=NoPad())  # fmt: skip
     assert run.data_collator.collate.pad_token_id == Tokenizer.eos_token_id
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["llama", "qwen2 windows", "mistral windows", "granite"])
+def test_layouts_agree_on_a_gpu(name):
+    """In bfloat16, where packed rows are attended to by PyTorch's variable-length flash attention."""
+    policy = family(name).cuda()
+    exact = score(policy, Collator(0)(ranked()).to("cuda")).logp
+    policy = policy.bfloat16()
+    want, want_gradient = found(policy, Collator(0)(ranked()).to("cuda"))
+    assert why_not_packed(policy, "segments") is None
+    for sharing in (True, False):
+        logp, gradient = found(policy, Collator(0, packed=True, prefix_sharing=sharing)(ranked()).to("cuda"))
+        assert (logp - exact).abs().max() <= 3 * (want - exact).abs().max()
+        assert (gradient - want_gradient).norm() <= 0.05 * want_gradient.norm()
+
+
+@pytest.mark.gpu
+def test_a_trainer_packs_on_a_gpu():
+    run = trainer("dpo_nll", dataset(("demonstrations", "pairs")), use_cpu=False, bf16=True, layout="packed")
+    run.train()
+    assert np.isfinite(run.state.log_history[0]["loss"])
+    assert run.state.log_history[0]["rewards/margins"] == 0.0

@@ -104,17 +104,6 @@ class WholeCheckpoints(Trainer):
     saved: Path | None = None  # the checkpoint that was written last
     _aside: Path | None = None
 
-    def get_train_dataloader(self):
-        """With several ranks, a loader that is resumed in the middle of an epoch would not tell its sampler which epoch
-        it is: between the two stand accelerate's shard and what skips the batches seen."""
-        loader = super().get_train_dataloader()
-        outer = inner = loader.batch_sampler
-        while hasattr(inner, "batch_sampler"):
-            inner = inner.batch_sampler
-        if not hasattr(outer, "set_epoch") and hasattr(getattr(inner, "sampler", None), "set_epoch"):
-            outer.set_epoch = inner.sampler.set_epoch
-        return loader
-
     def _get_output_dir(self, trial) -> str:
         return str(self._aside or super()._get_output_dir(trial))
 
