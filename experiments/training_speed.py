@@ -19,9 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
-from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,26 +27,19 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from experiments.speed import rivals, workloads
-from experiments.speed.apart import STARTS, apart
-from experiments.speed.designs import DESIGNS, run_design
+from experiments.speed import workloads
+from experiments.speed.apart import STARTS
+from experiments.speed.measure import STAGES, measure, measure_designs, runs_of
 from experiments.speed.report import draw, goals_of, table
-from experiments.speed.rivals import OURS, OURS_PACKED, OURS_PADDED, TRL, TRL_COMPACT, Run, Setting
+from experiments.speed.rivals import Setting
 from experiments.speed.shapes import SHAPES
 from uft.record import environment, write_json
 
 RESULTS = Path(__file__).parent / "results" / "training_speed"
-STAGES = "stages"
 CASES = [" ".join(words) for words in product(("long", "short"), ("full", "lora"), ("live", "cached"))]
+QUICK = ["long full live", "short lora cached", STAGES]
 # pairs per step and the longest row in tokens
 SIZES = {"toy": (4, 160), "small": (8, 384), "0.5b": (16, 1024), "1.5b": (16, 1024), "8b": (8, 1024)}
-
-
-def rivals_of(case: str, device: str) -> list[str]:
-    """Where the gain comes from is shown where everything is trained and the reference is live."""
-    if not case.endswith("full live"):
-        return [OURS, TRL]
-    return [OURS, OURS_PACKED, OURS_PADDED, TRL, *([TRL_COMPACT] if device == "cpu" else [])]
 
 
 def settings_of(case: str, shape: str, rows: workloads.Rows, arguments: argparse.Namespace) -> Setting:
@@ -57,7 +48,7 @@ def settings_of(case: str, shape: str, rows: workloads.Rows, arguments: argparse
     size, longest = arguments.batch_size or size, arguments.max_length or longest
     name, *words = case.split()
     tuning, reference = words or ("full", "live")
-    warmup = 1 if arguments.quick else 2
+    warmup = 3 if gpu else 1
     return Setting(
         shape=shape,
         workload=workloads.make_workload(name, rows, size * (warmup + arguments.steps), longest),
@@ -71,120 +62,6 @@ def settings_of(case: str, shape: str, rows: workloads.Rows, arguments: argparse
         checkpointing=arguments.checkpointing,
         learning_rate=1e-5 if gpu else 1e-4,
     )
-
-
-# ---- a case ----
-
-
-def measure(case: str, setting: Setting, rounds: int, start: str, bar: Any, altered: dict | None = None) -> dict:
-    """One case of the table: checks, rounds and profiled runs of its rivals.
-
-    altered   rival -> fields of its setting that are changed, to see that the check notices
-
-    Raises ValueError where rivals do not compute the same.
-    """
-    names = rivals_of(case, setting.device)
-    absent = {name: why for name in names if (why := rivals.missing(name))}
-
-    def once(name: str, of: Setting, told: str, **options: Any) -> Run | None:
-        bar.set_description(f"{setting.shape} {case}: {name}, {told}")
-        bar.update()
-        if name in absent:
-            return None
-        try:
-            return apart(start, rivals.run, name, replace(of, **(altered or {}).get(name, {})), **options)
-        except torch.OutOfMemoryError:
-            absent[name] = "out of memory"
-
-    few = replace(setting, warmup=0, workload=_first(setting.workload, min(5, setting.steps) * setting.batch_size))
-    checked = {name: once(name, few, "check", log_every=1) for name in names}
-    agreement = {
-        name: rivals.check(checked[OURS], found, setting.dtype)
-        for name, found in checked.items()
-        if name != OURS and found and checked[OURS]
-    }
-    runs: dict[str, list[Run]] = {name: [] for name in names}
-    for k in range(rounds):
-        for name in names if k % 2 == 0 else names[::-1]:  # whatever drifts, drifts for all
-            if found := once(name, setting, f"round {k + 1}"):
-                runs[name].append(found)
-    for name in names:
-        if runs[name] and runs[OURS] and abs(runs[name][0].mean_loss / runs[OURS][0].mean_loss - 1) > 0.05:
-            raise ValueError(f"{name}: mean loss {runs[name][0].mean_loss}, ours {runs[OURS][0].mean_loss}")
-    profiled = {name: once(name, setting, "parts", profiled=True) for name in names}
-    return {
-        "case": case, "date": environment()["date"], "commit": environment()["commit"], "setting": setting.told(),
-        "workload": setting.workload.statistics() | {"padding": setting.workload.padding(setting.batch_size)},
-        "agreement": agreement,
-        "rivals": {
-            name: {"missing": absent[name]} if name in absent else summary(runs[name], profiled[name], setting.device)
-            for name in names
-        },
-        "to_trl": {name: compared(runs[name], runs[TRL], setting.device) for name in names if runs[name] and runs[TRL]},
-    }  # fmt: skip
-
-
-def _first(workload: workloads.Workload, n: int) -> workloads.Workload:
-    return replace(workload, pairs=workload.pairs[:n])
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def memory(run: Run, device: str) -> int:
-    """On a CPU what training takes beyond libraries and the loaded model, on a GPU all."""
-    return run.peak - run.loaded if device == "cpu" else run.peak
-
-
-def summary(runs: list[Run], profiled: Run, device: str) -> dict[str, Any]:
-    return {
-        "rate": spread([run.rate for run in runs]),
-        "memory": spread([memory(run, device) for run in runs]),
-        "tensors": profiled.tensors,
-        "prepared": spread([run.prepared for run in runs]),
-        "mean_loss": runs[0].mean_loss,
-        "parts": profiled.parts,
-        "rounds": [{k: v for k, v in asdict(run).items() if k not in ("log", "parts", "tensors")} for run in runs],
-    }
-
-
-def compared(ours: list[Run], theirs: list[Run], device: str) -> dict[str, Any]:
-    """Ratios: of medians, and the extremes of rounds, in which the two ran one after the other."""
-    rate = statistics.median(r.rate for r in ours) / statistics.median(r.rate for r in theirs)
-    rounds = [a.rate / b.rate for a, b in zip(ours, theirs)]
-    cpu = statistics.median(r.cpu_seconds for r in theirs) / statistics.median(r.cpu_seconds for r in ours)
-    held = [statistics.median(memory(r, device) for r in runs) for runs in (ours, theirs)]
-    return {"rate": {"median": rate, "low": min(rounds), "high": max(rounds)}, "cpu_seconds": cpu,
-            "memory": held[0] / held[1]}  # fmt: skip
-
-
-# ---- one stage against two ----
-
-
-def measure_designs(setting: Setting, rounds: int, start: str, bar: Any) -> dict:
-    found: dict[str, list[dict]] = {design: [] for design in DESIGNS}
-    for k in range(rounds):
-        for design in DESIGNS if k % 2 == 0 else DESIGNS[::-1]:
-            bar.set_description(f"{setting.shape} {STAGES}: {design}, round {k + 1}")
-            found[design].append(apart(start, run_design, design, setting))
-            bar.update()
-    two, one = (found[design] for design in DESIGNS)
-    rounds_of = [b["seconds"] / a["seconds"] for a, b in zip(two, one)]
-    return {
-        "case": STAGES, "date": environment()["date"], "commit": environment()["commit"], "setting": setting.told(),
-        "workload": setting.workload.statistics(), "designs": found,
-        "unified_to_sequential": {
-            "seconds": {"median": statistics.median(r["seconds"] for r in one)
-                        / statistics.median(r["seconds"] for r in two), "low": min(rounds_of), "high": max(rounds_of)},
-            "whole_seconds": statistics.median(r["whole_seconds"] for r in one)
-            / statistics.median(r["whole_seconds"] for r in two),
-            **{name: one[0][name] / two[0][name] for name in ("flops", "tokens", "reference_forwards", "steps")},
-        },
-    }  # fmt: skip
-
-
-# ---- all of it ----
 
 
 def versions() -> dict[str, Any]:
@@ -214,9 +91,9 @@ def main(words: list[str] | None = None, altered: dict | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with pairs, demonstrations and pretrain (.parquet)")
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), help="default: small, or on a GPU 1.5b")
-    parser.add_argument("--cases", nargs="+", choices=(*CASES, STAGES), default=[*CASES, STAGES])
+    parser.add_argument("--cases", nargs="+", choices=(*CASES, STAGES), help="default: all")
     parser.add_argument("--rounds", type=int, help="default 3")
-    parser.add_argument("--steps", type=int, help="timed steps of a run; default 8, on a GPU 12")
+    parser.add_argument("--steps", type=int, help="timed steps of a run; default 5, on a GPU 12")
     parser.add_argument("--batch-size", type=int, help="pairs per step; default by shape")
     parser.add_argument("--max-length", type=int, help="of prompt and response in tokens; default by shape")
     parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward, of all rivals")
@@ -229,7 +106,8 @@ def main(words: list[str] | None = None, altered: dict | None = None) -> int:
     start = arguments.start or ("spawn" if gpu else "forkserver")
     shapes = arguments.shapes or ["toy" if arguments.quick else "1.5b" if gpu else "small"]
     rounds = arguments.rounds or (1 if arguments.quick else 3)
-    arguments.steps = arguments.steps or (2 if arguments.quick else 12 if gpu else 8)
+    arguments.steps = arguments.steps or (2 if arguments.quick else 12 if gpu else 5)
+    arguments.cases = arguments.cases or (QUICK if arguments.quick else [*CASES, STAGES])
     if arguments.quick and arguments.output == RESULTS:
         arguments.output = Path("runs") / "training_speed"
 
@@ -241,15 +119,19 @@ def main(words: list[str] | None = None, altered: dict | None = None) -> int:
     path = arguments.output / f"{machine_name(about)}.json"
     cases = earlier(path, about)
     planned = list(product(shapes, arguments.cases))
-    runs_of = {case: 2 * rounds if case == STAGES else (rounds + 2) * len(rivals_of(case, "cuda" if gpu else "cpu"))
-               for case in arguments.cases}  # fmt: skip
-    with tqdm(total=sum(runs_of[case] for _, case in planned), unit="run", disable=None) as bar:
+    total = sum(runs_of(case, "cuda" if gpu else "cpu", rounds) for _, case in planned)
+    with tqdm(total=total, unit="run", disable=None) as bar:
+
+        def tell(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
         for shape, case in planned:
             setting = settings_of("short" if case == STAGES else case, shape, rows, arguments)
             if case == STAGES:
-                found = measure_designs(setting, rounds, start, bar)
+                found = measure_designs(setting, rounds, start, tell)
             else:
-                found = measure(case, setting, rounds, start, bar, altered)
+                found = measure(case, setting, rounds, start, tell, altered)
                 tqdm.write(f"{shape} {case}: " + told(found))
             found["rows"] = "real" if arguments.data else "random tokens of real lengths"
             cases = [c for c in cases if (c["setting"]["shape"], c["case"]) != (shape, case)] + [found]

@@ -14,7 +14,7 @@ from typing import Any
 from transformers.utils import logging
 
 # what every call imports; a fork server has it imported already and has run nothing, no threads, no GPU
-MODULES = ["experiments.speed.rivals", "experiments.speed.designs", "trl", "trl.trainer.dpo_trainer", "peft", "datasets"]
+MODULES = ["experiments.speed.report", "experiments.runs", "tqdm", "trl", "trl.trainer.dpo_trainer", "peft", "datasets"]
 STARTS = ("here", "forkserver", "spawn")
 
 

@@ -1,12 +1,12 @@
 """Where a step's time goes, the same way for both trainers, and what its tensors take.
 
-    data        the next batch, counting it, and moving it to the device
-    reference   passes without gradient
-    body        the policy's layers, forward
-    head        what its forward does behind the layers: log-probabilities of the wanted tokens
-    backward    of everything, the head's share in it
-    optimiser   clipping, step, setting gradients to zero
-    other       the loss from log-probabilities, metrics, logging, callbacks
+data        the next batch, counting it, and moving it to the device
+reference   passes without gradient
+body        the policy's layers, forward
+head        what its forward does behind the layers: log-probabilities of the wanted tokens
+backward    of everything, the head's share in it
+optimiser   clipping, step, setting gradients to zero
+other       the loss from log-probabilities, metrics, logging, callbacks
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our trainer in its layouts and TRL's, on the same model, rows, order, objective and optimiser; one run of one of them.
+"""Our trainer in its layouts and TRL's, on the same model, rows, order, objective and optimiser; a run of one of them.
 
 TRL with the fastest options that it has for these batches: attention by PyTorch, no recomputation of layers, its fused
 head (always on), dropout off.  Its padding-free layout is switched off in TRL 1.16; batches sorted by length would be
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import math
 import shutil
 import tempfile
 import time
@@ -38,7 +37,7 @@ TOLD = {
     OURS_PACKED: "packed rows, each response behind a prompt of its own",
     OURS_PADDED: "a padded row per response",
     TRL: "as it is; on a CPU its head scores every position, padding and prompts too",
-    TRL_COMPACT: "its head scores response tokens alone, as it does on a GPU; a change of ours, to tell heads from layouts",
+    TRL_COMPACT: "TRL changed to score response tokens alone on a CPU, as it does on a GPU",
 }
 
 
@@ -81,7 +80,7 @@ class Run:
     peak, loaded   bytes: the highest during training, and before it, with the model there (CPU: resident; GPU: tensors)
     prepared       seconds that computing the reference beforehand took
     parts          part -> seconds of the timed steps, of a profiled run
-    tensors        bytes: what tensors of a step take at most beyond those that outlive it, of a profiled run on a CPU
+    tensors        bytes: the most that a step's tensors take beyond those that outlive it, of a profiled run on a CPU
     """
 
     rival: str
@@ -277,37 +276,3 @@ def make_trl(rival: str, model: PreTrainedModel, setting: Setting, folder: str, 
         processing_class=make_plain_tokenizer(),
         peft_config=lora(setting),
     )
-
-
-# ---- whether they compute the same ----
-
-# relative, of each logged step; logps are sums over a response, margins are differences of nearly equal sums
-COMPARED = {"loss": 1.0, "grad_norm": 10.0, "logps/chosen": 1.0, "logps/rejected": 1.0}
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-
-
-def disagreement(ours: Run, theirs: Run) -> dict[str, float]:
-    """The largest relative difference of any step, per logged quantity.
-
-    Raises ValueError if a number of steps, or a quantity, is not there in both.
-    """
-    if len(ours.log) != len(theirs.log) or not ours.log:
-        raise ValueError(f"found {len(ours.log)} and {len(theirs.log)} logged steps; want as many of each")
-    found = {}
-    for name in COMPARED:
-        pairs = [(float(a[name]), float(b[name])) for a, b in zip(ours.log, theirs.log)]
-        found[name] = max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
-    return found
-
-
-def check(ours: Run, theirs: Run, dtype: str) -> dict[str, float]:
-    """`disagreement`; raises ValueError where it is larger than rounding."""
-    found, allowed = disagreement(ours, theirs), TOLERANCE[dtype]
-    for name, factor in COMPARED.items():
-        if not (math.isfinite(found[name]) and found[name] <= factor * allowed):
-            steps = ", ".join(f"{a[name]:.6g} / {b[name]:.6g}" for a, b in zip(ours.log, theirs.log))
-            raise ValueError(
-                f"{ours.rival} and {theirs.rival} do not compute the same: {name} differs by {found[name]:.1e}, "
-                f"allowed {factor * allowed:.0e}; step by step {steps}"
-            )
-    return found

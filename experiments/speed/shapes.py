@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from experiments.real.base import BOS, EOS, PAD, make_tokenizer
 
 # of the smallest vocabulary; token ids stay below it, whatever a shape's own is
-VOCABULARY = 8192
+VOCABULARY = 4096
 
 
 def _shape(architecture: str, vocabulary: int, hidden: int, inner: int, layers: int, heads: int, kv: int, tied: bool):
@@ -23,7 +23,7 @@ def _shape(architecture: str, vocabulary: int, hidden: int, inner: int, layers: 
 
 SHAPES: dict[str, dict[str, Any]] = {
     "toy": _shape("llama", VOCABULARY, 64, 128, 2, 4, 2, True),
-    "small": _shape("llama", VOCABULARY, 256, 768, 4, 8, 4, True),
+    "small": _shape("llama", VOCABULARY, 192, 768, 4, 6, 3, True),  # a quarter of it is the head, as in Qwen2.5-0.5B
     "0.5b": _shape("qwen2", 151_936, 896, 4864, 24, 14, 2, True),  # Qwen2.5-0.5B
     "1.5b": _shape("qwen2", 151_936, 1536, 8960, 28, 12, 2, True),  # Qwen2.5-1.5B
     "8b": _shape("llama", 128_256, 4096, 14_336, 32, 32, 8, False),  # Llama-3.1-8B

@@ -120,7 +120,7 @@ def real_rows(folder: Path) -> Rows:
 
     def tokens(texts: list[str], special: bool) -> list[list[int]]:
         found = tokenizer(texts, add_special_tokens=special)["input_ids"]
-        return found if special else [ids + [tokenizer.eos_token_id] for ids in found]
+        return found if special else [[*ids, tokenizer.eos_token_id] for ids in found]
 
     def column(rows: list[dict], name: str) -> list[list[int]]:
         return tokens([row[name] for row in rows], name == "prompt")
