@@ -39,7 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "training_speed"
 CASES = [" ".join(words) for words in product(("long", "short"), ("full", "lora"), ("live", "cached"))]
 QUICK = ["long full live", "short lora cached", STAGES]
 # pairs per step and the longest row in tokens
-SIZES = {"toy": (4, 160), "small": (8, 384), "0.5b": (16, 1024), "1.5b": (16, 1024), "8b": (8, 1024)}
+SIZES = {"toy": (4, 160), "small": (6, 384), "0.5b": (16, 1024), "1.5b": (16, 1024), "8b": (8, 1024)}
 
 
 def settings_of(case: str, shape: str, rows: workloads.Rows, arguments: argparse.Namespace) -> Setting:

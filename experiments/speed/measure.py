@@ -111,7 +111,7 @@ def _compared(ours: list[Run], theirs: list[Run], device: str) -> dict[str, Any]
     cpu = statistics.median(r.cpu_seconds for r in ours) / statistics.median(r.cpu_seconds for r in theirs)
     held = [statistics.median(memory(r, device) for r in runs) for runs in (ours, theirs)]
     spread_of = {"median": rate, "low": min(rounds), "high": max(rounds)}
-    return {"rate": spread_of, "cpu_seconds": cpu, "memory": held[0] / held[1]}
+    return {"rate": spread_of, "cpu_seconds": cpu, "memory": held[0] / held[1] if held[1] > 0 else None}
 
 
 # ---- one stage against two ----

@@ -36,7 +36,7 @@ def goals_of(cases: list[dict]) -> list[dict[str, Any]]:
             continue
         if ratio is not None:
             rate, held = ratio["rate"]["median"], ratio["memory"]
-            met = rate >= want["rate"] and held <= want.get("memory", float("inf"))
+            met = rate >= want["rate"] and ("memory" not in want or (held is not None and held <= want["memory"]))
             short = case["to_short_head"].get(OURS, {}).get("rate", {}).get("median")
             found.append({"shape": setting["shape"], "case": case["case"], "want": want, "rate": rate, "memory": held,
                           "met": met, "rate_to_short_head": short})  # fmt: skip
@@ -80,8 +80,9 @@ def table(record: dict) -> str:
         for goal in record["goals"]:
             want = " and ".join(f"{'≥' if k == 'rate' else '≤'} {v} x {k}" for k, v in goal["want"].items())
             short = f"{goal['rate_to_short_head']:.2f} x rate" if goal["rate_to_short_head"] else "-"
-            lines.append(f"| {goal['shape']} | {goal['case']} | {want} | {goal['rate']:.2f} x rate, "
-                         f"{goal['memory']:.2f} x memory | {'yes' if goal['met'] else 'no'} | {short} |")  # fmt: skip
+            found = f"{goal['rate']:.2f} x rate, {_shown(goal['memory'])} x memory"
+            met = "yes" if goal["met"] else "no"
+            lines.append(f"| {goal['shape']} | {goal['case']} | {want} | {found} | {met} | {short} |")
         lines.append("")
     for case in timed(record["cases"]):
         lines += of_case(case)
@@ -89,6 +90,10 @@ def table(record: dict) -> str:
         if case["case"] == STAGES:
             lines += of_stages(case)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _shown(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
 
 
 def of_case(case: dict) -> list[str]:
@@ -115,7 +120,7 @@ def of_case(case: dict) -> list[str]:
         if ratio:
             rate = ratio["rate"]
             to_trl = [f"**{rate['median']:.2f}** [{rate['low']:.2f}, {rate['high']:.2f}]",
-                      f"{ratio['cpu_seconds']:.2f}", f"{ratio['memory']:.2f}"]  # fmt: skip
+                      f"{ratio['cpu_seconds']:.2f}", _shown(ratio["memory"])]  # fmt: skip
         tensors = "-" if r["tensors"] is None else f"{r['tensors'] / 2**20:.0f}"
         prepared = f"{r['prepared']['median']:.2f}" if r["prepared"]["median"] else "-"
         cells = [f"{r['rate']['median']:.0f} [{r['rate']['low']:.0f}, {r['rate']['high']:.0f}]", to_trl[0], to_trl[1],
