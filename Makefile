@@ -3,6 +3,7 @@
 #   make test           the test suite
 #   make real-small     the same question on real text and feedback; the files' folder as DATA=...
 #   make bench-kernels  heads against every peer and the bare products, on a GPU or at the CPU's shapes
+#   make bench-training a training step beside TRL's; real prompts from a folder of files as DATA=...
 # Others: compare-full, compare-quick, test-slow, test-oldest, lint, format, clean
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 SHELL := /bin/bash
 
-.PHONY: compare compare-full compare-quick real-small bench-kernels test test-slow test-oldest lint format setup clean
+.PHONY: compare compare-full compare-quick real-small bench-kernels bench-training test test-slow test-oldest lint format setup clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -41,6 +42,9 @@ real-small: $(VENV)/.installed
 bench-kernels: $(VENV)/.installed-dev
 	$(BIN)/python kernels/bench/heads.py
 	$(BIN)/python kernels/bench/logits.py
+
+bench-training: $(VENV)/.installed-dev
+	$(BIN)/python -m experiments.training_speed $(if $(DATA),--data $(DATA))
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
