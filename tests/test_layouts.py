@@ -11,6 +11,7 @@ from mixed import Tokenizer, dataset, model, parameters, trainer
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from uft import attention
 from uft.attention import packing_for, use_packing, why_not_packed
 from uft.collation import Collator, Cutter, rows_of
 from uft.feedback import Example, Need, Response
@@ -41,11 +42,11 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def family(name: str, attention: str = "sdpa") -> torch.nn.Module:
+def family(name: str, attends: str = "sdpa") -> torch.nn.Module:
     options = SMALL | FAMILIES[name]
     torch.manual_seed(0)
     config = CONFIG_MAPPING[options.pop("model_type")](**options)
-    policy = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    policy = AutoModelForCausalLM.from_config(config, attn_implementation=attends)
     for parameter in policy.parameters():  # so that attention matters
         if parameter.ndim > 1:
             parameter.data.mul_(5)
@@ -170,6 +171,55 @@ def test_what_varlen_kernels_are_told_is_what_masks_say():
                 end = (k1 - k0) - (q1 - q0) + (q - q0) + 1
                 begin = 0 if window is None else max(0, end - window)
                 assert sorted(keys[begin:end].tolist()) == dense[q].nonzero().flatten().tolist()
+
+
+def varlen_by_hand(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **options):
+    """What flash attention's variable-length kernel is documented to compute, in float32 and one sequence at a time."""
+    groups = query.shape[1] // key.shape[1]
+    assert groups == 1 or options.get("enable_gqa")
+    left, right = options.get("window_size", (-1, 0 if options.get("is_causal") else -1))
+    found = []
+    for s in range(len(cu_seq_q) - 1):
+        q = query[cu_seq_q[s] : cu_seq_q[s + 1]]
+        k, v = (x[cu_seq_k[s] : cu_seq_k[s + 1]].repeat_interleave(groups, 1) for x in (key, value))
+        assert len(q) <= max_q and len(k) <= max_k
+        scores = torch.einsum("qhd,khd->hqk", q, k) * options.get("scale", q.shape[-1] ** -0.5)
+        apart = torch.arange(len(k)) - (torch.arange(len(q))[:, None] + len(k) - len(q))  # 0 where aligned with the end
+        hidden = (apart > right) if right >= 0 else torch.zeros_like(apart, dtype=torch.bool)
+        hidden = hidden | (apart < -left) if left >= 0 else hidden
+        found.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
+    return torch.cat(found)
+
+
+OLDER = frozenset(("query", "is_causal"))
+
+
+@pytest.mark.parametrize("window, known", [(None, None), (4, None), (None, OLDER)])
+@pytest.mark.parametrize("scaling", [None, 0.7])
+@pytest.mark.parametrize("sharing", [True, False])
+def test_the_call_of_varlen_attention(window, known, scaling, sharing, monkeypatch):
+    """Against attention by parts, for this version of torch and for one that takes fewer arguments."""
+    segments = Collator(0, packed=True, prefix_sharing=sharing)(ranked()).segments
+    query, key, value = (torch.randn(1, heads, len(segments), 8, requires_grad=True) for heads in (4, 2, 2))
+    monkeypatch.setattr(attention, "varlen_attn", varlen_by_hand)
+    if known is not None:
+        monkeypatch.setattr(attention, "KNOWN", known)
+    assert {"window_size", "enable_gqa", "scale"} <= attention.KNOWN or known is OLDER
+    outputs = [
+        attention._varlen(query, key, value, segments, scaling, window),
+        attention._by_parts(query, key, value, segments, 0.0, scaling, window),
+    ]
+    weight = torch.randn_like(outputs[0])
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in outputs]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_an_older_varlen_attention_has_no_windows(monkeypatch):
+    monkeypatch.setattr(attention, "KNOWN", OLDER)
+    segments = Segments.of([Part(3, 0)])
+    with pytest.raises(ValueError, match="no sliding windows in varlen_attn; want layout padded"):
+        attention._varlen(*torch.randn(3, 1, 2, 3, 8), segments, None, 2)
 
 
 # ---- what goes with it ----

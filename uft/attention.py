@@ -14,12 +14,12 @@ tries out on a few tokens.
 from __future__ import annotations
 
 import inspect
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -30,6 +30,7 @@ from uft.segments import Part, Segments
 NAME = "uft_sdpa"
 WINDOWED = "sliding_attention"
 KNOWN_LAYERS = ("full_attention", WINDOWED)
+KNOWN = frozenset(inspect.signature(varlen_attn).parameters)  # which grew from version to version
 
 
 def attend(
@@ -86,35 +87,27 @@ def _varlen(
 ) -> Tensor:
     """Flash attention aligns queries with the end of their keys, so a response behind a copy of its prompt's keys is
     causal as it is; and its window counts places, which are positions here."""
-    varlen, known = _varlen_attn()
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     if segments.shares:
         key, value = (x.index_select(0, segments.keys) for x in (key, value))
     options: dict[str, Any] = {}
     if scaling is not None and scaling != query.shape[-1] ** -0.5:
-        if "scale" in known:
+        if "scale" in KNOWN:
             options["scale"] = scaling
         else:
             query = query * (scaling * query.shape[-1] ** 0.5)
     if query.shape[1] != key.shape[1]:
-        if "enable_gqa" in known:
+        if "enable_gqa" in KNOWN:
             options["enable_gqa"] = True
         else:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
-    if "window_size" in known:
+    if "window_size" in KNOWN:
         options["window_size"] = (-1 if window is None else window - 1, 0)
     elif window is None:
         options["is_causal"] = True
     else:
         raise ValueError(f"torch {torch.__version__} has no sliding windows in varlen_attn; want layout padded")
-    return varlen(query, key, value, segments.cu_q, segments.cu_k, segments.max_q, segments.max_k, **options)[None]
-
-
-@cache
-def _varlen_attn() -> tuple[Any, frozenset[str]]:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
+    return varlen_attn(query, key, value, segments.cu_q, segments.cu_k, segments.max_q, segments.max_k, **options)[None]
 
 
 # ---- a model that reads packed rows ----

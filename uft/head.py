@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -120,7 +121,7 @@ def _scoring(original: Any) -> Any:
     """A forward like `original`, a function of the model's class, that can also score."""
 
     def forward(self: nn.Module, *args: Any, score: Wanted | None = None, **kwargs: Any):
-        before = self._unfused_forward or MethodType(type(self).forward, self)
+        before = self._unfused_forward or partial(type(self).forward, self)
         return before(*args, **kwargs) if score is None else _scored(self, before, args, kwargs, score)
 
     # generation and peft look at the names; no __wrapped__, which accelerate would unwrap

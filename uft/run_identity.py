@@ -123,7 +123,8 @@ def _frozen_weights(trainer: Any, model: nn.Module) -> dict[str, str | None]:
     frozen = trainer.reference.model if isinstance(trainer.reference, FrozenReference) else None
     return {
         "under_the_adapter": sampled(model) if is_peft(model) else None,
-        "of_the_reference": trainer.reference_cache.weights or (sampled(unwrapped(frozen)) if frozen else None),
+        "of_the_reference": trainer.reference_cache.weights
+        or (sampled(unwrapped(frozen)) if frozen is not None else None),
     }
 
 

@@ -16,11 +16,13 @@ places in [prompt, response].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_TENSORS = ("cu_q", "cu_k", "keys")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Segments:
     cu_q, cu_k     int32 [parts + 1]   where the queries and the keys of each part begin
     keys           int64 [K]           where in the row each key stands; a prompt stands before each of its responses
     max_q, max_k   the longest, rounded up, so that few different kernels are compiled
+    shares         whether some prompt has more than one response
     """
 
     parts: tuple[Part, ...]
@@ -50,7 +53,8 @@ class Segments:
     keys: Tensor
     max_q: int
     max_k: int
-    _masks: dict = field(default_factory=dict, compare=False, repr=False)
+    shares: bool
+    _masks: dict = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Segments:
@@ -70,15 +74,11 @@ class Segments:
             keys=torch.from_numpy(np.concatenate(keys).astype(np.int64)),
             max_q=_rounded(int(lengths.max())),
             max_k=_rounded(int((lengths + shared).max())),
+            shares=bool(shared.any()),
         )
 
     def __len__(self) -> int:
         return sum(part.length for part in self.parts)
-
-    @property
-    def shares(self) -> bool:
-        """Whether some prompt has more than one response."""
-        return any(part.shared for part in self.parts)
 
     def position_ids(self) -> Tensor:
         """int64 [1, L]"""
@@ -103,12 +103,12 @@ class Segments:
         return whole
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Segments:
-        moved = (t.to(device, non_blocking=non_blocking) for t in (self.cu_q, self.cu_k, self.keys))
-        return Segments(self.parts, *moved, self.max_q, self.max_k)
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _TENSORS}
+        return replace(self, **moved)
 
     def pin_memory(self) -> Segments:
-        pinned = (t.pin_memory() for t in (self.cu_q, self.cu_k, self.keys))
-        return Segments(self.parts, *pinned, self.max_q, self.max_k)
+        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
+        return replace(self, **pinned)
 
 
 def _band(length: int, shared: int, window: int | None, device: torch.device) -> Tensor:
