@@ -121,7 +121,7 @@ def test_a_wrong_denominator_would_be_seen(whole_step, monkeypatch):
     def per_micro_batch(self, iterator, n, device):
         items = [next(iterator) for _ in range(n)]
         counts = sum(self.objective.counts(batch) for batch in items[0].batches).clamp(min=1) * n
-        return items, Step(counts, self._statistics(self.model_wrapped, items, update=True), n)
+        return items, Step(counts, self._statistics(self.model_wrapped, lambda: items, update=True), n)
 
     monkeypatch.setattr(UnifiedTrainer, "get_batch_samples", per_micro_batch)
     gradients, _, _ = gradients_of(
@@ -143,7 +143,7 @@ def _evaluation_by_hand(run):
     """All rows in one batch, straight through the objective."""
     examples = mismatched(dataset()[:])
     batch = Collator(0, sources=KINDS)(examples)
-    statistics = run._statistics(run.model, [run.data_collator(examples)], update=False)
+    statistics = run._statistics(run.model, lambda: [run.data_collator(examples)], update=False)
     loss, _ = run.objective(run.scored(run.model, batch), run.objective.counts(batch), statistics)
     return float(loss)
 

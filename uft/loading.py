@@ -1,9 +1,10 @@
-"""What a trainer starts from: the policy with its adapter and without dropout, its tokenizer, its reference."""
+"""What a trainer starts from: the policy with its adapter and without dropout, its tokenizer, its reference, its data
+and how they are laid out."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from transformers.utils import logging
 from uft.attention import packing_for, why_not_packed
 from uft.collation import Collator, Cutter
 from uft.config import UnifiedConfig
+from uft.data.mixture import FeedbackDataset
 from uft.head import causal_model, fuse_head, unfuse_head
 from uft.models import FrozenReference, Reference, is_peft, load_policy, make_reference
 from uft.objective import Objective
@@ -56,6 +58,39 @@ def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Mod
 
 def _fused(model: nn.Module, args: UnifiedConfig, filter_eps: float = 0.0) -> None:
     fuse_head(model, filter_eps) if args.fused_head else unfuse_head(model)
+
+
+def usable(data: FeedbackDataset, objective: Objective, max_length: int, bos: int | None) -> FeedbackDataset:
+    """The data with the mismatched responses that some term asks for.  Refuses rows that no term would use."""
+    for name, kinds in data.kinds().items():
+        if unused := kinds - objective.kinds:
+            raise ValueError(
+                f"data set {name!r} holds examples of kind {', '.join(sorted(unused))}, which no term of objective "
+                f"{objective.name!r} uses; it uses {', '.join(sorted(objective.kinds))}"
+            )
+    kinds = objective.kinds_with_mismatched
+    return data.with_mismatched(kinds, max_length, bos) if kinds else data
+
+
+def idle_terms(objective: Objective, data: FeedbackDataset) -> list[str]:
+    """Terms that no row of the data concerns: the objective is then another one than its name says."""
+    present = set().union(*data.kinds().values())
+    idle = [term for term in objective.terms if not Objective((term,)).kinds & present]
+    for term in idle:
+        logger.warning(
+            f"term {term.name!r} of objective {objective.name!r} is on {term.on}, of which there is no row in the "
+            "training data: it has no effect"
+        )
+    return [term.name for term in idle]
+
+
+def sources_of(*datasets: FeedbackDataset | Mapping[str, FeedbackDataset] | None) -> tuple[str, ...]:
+    """The names of all sources, each once."""
+    names: dict[str, None] = {}
+    for data in datasets:
+        for part in data.values() if isinstance(data, Mapping) else [data] if data is not None else []:
+            names |= dict.fromkeys(part.sources)
+    return tuple(names) or ("train",)
 
 
 def cutter_for(objective: Objective, tokenizer: Any, args: UnifiedConfig, sources: Sequence[str]) -> Cutter:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,16 @@ from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
 from uft.faults import GuardedTrainer, StepGuard
 from uft.feedback import Batch
 from uft.loader import StepSampler, even_passes, make_loader, without_sync
-from uft.loading import cutter_for, lay_out, prepared_policy, reference_for, tokenizer_of
+from uft.loading import (
+    cutter_for,
+    idle_terms,
+    lay_out,
+    prepared_policy,
+    reference_for,
+    sources_of,
+    tokenizer_of,
+    usable,
+)
 from uft.metrics import RunState, added_counters, by_source
 from uft.model_card import TAGS, write_model_card
 from uft.models import FrozenReference, Reference, Scored, score
@@ -108,14 +117,9 @@ class UnifiedTrainer(GuardedTrainer):
                 raise ValueError(f"{name} has no meaning here: {MEANINGLESS[name]}")
         processing_class = processing_class or tokenizer_of(model, args)
         self.reports: dict[str, Any] = {}
-        train_dataset = self._feedback(train_dataset, processing_class, args, "train")
-        if isinstance(eval_dataset, Mapping) and all(isinstance(d, FeedbackDataset) for d in eval_dataset.values()):
-            eval_dataset = {
-                name: self._checked(data, args.max_length, processing_class.bos_token_id)
-                for name, data in eval_dataset.items()
-            }
-        else:
-            eval_dataset = self._feedback(eval_dataset, processing_class, args, "eval")
+        train_dataset = self._usable(train_dataset, processing_class, args, "train")
+        self.idle_terms = idle_terms(self.objective, train_dataset) if train_dataset is not None else []
+        eval_dataset = self._usable(eval_dataset, processing_class, args, "eval")
 
         set_seed(args.seed)  # fresh weights and adapters are the seed's, whatever was drawn before
         policy = prepared_policy(model, args, peft_config)
@@ -124,7 +128,7 @@ class UnifiedTrainer(GuardedTrainer):
         super().__init__(
             model=policy,
             args=args,
-            data_collator=cutter_for(self.objective, processing_class, args, _sources(train_dataset, eval_dataset)),
+            data_collator=cutter_for(self.objective, processing_class, args, sources_of(train_dataset, eval_dataset)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -146,40 +150,17 @@ class UnifiedTrainer(GuardedTrainer):
 
     # ---- data ----
 
-    def _feedback(self, data: Any, tokenizer: Any, args: UnifiedConfig, split: str) -> FeedbackDataset | None:
+    def _usable(self, data: Any, tokenizer: Any, args: UnifiedConfig, split: str) -> Any:
+        """What is read of `data` (None, a source, a data set, or several by name) and checked against the objective."""
+        if isinstance(data, Mapping) and all(isinstance(each, FeedbackDataset) for each in data.values()):
+            return {name: self._usable(each, tokenizer, args, split) for name, each in data.items()}
         if data is None:
             return None
         if not isinstance(data, FeedbackDataset):
             data, self.reports[split] = load_feedback(
                 data, tokenizer, max_length=args.max_length, on_bad_row=args.on_bad_row, cache=args.data_cache
             )
-        if split == "train":
-            self.idle_terms = self._idle_terms(data)
-        return self._checked(data, args.max_length, tokenizer.bos_token_id)
-
-    def _idle_terms(self, data: FeedbackDataset) -> list[str]:
-        """Terms that no row of the data concerns: the objective is then another one than its name says."""
-        present = set().union(*data.kinds().values())
-        idle = [term for term in self.objective.terms if not Objective((term,)).kinds & present]
-        for term in idle:
-            logger.warning(
-                f"term {term.name!r} of objective {self.objective.name!r} is on {term.on}, of which there is no row in "
-                "the training data: it has no effect"
-            )
-        return [term.name for term in idle]
-
-    def _checked(self, data: FeedbackDataset, max_length: int, bos: int | None) -> FeedbackDataset:
-        """Refuses rows that no term would use, and adds the mismatched responses where a term asks for them."""
-        for name, kinds in data.kinds().items():
-            unused = kinds - self.objective.kinds
-            if unused:
-                used = ", ".join(sorted(self.objective.kinds))
-                raise ValueError(
-                    f"data set {name!r} holds examples of kind {', '.join(sorted(unused))}, which no term of "
-                    f"objective {self.objective.name!r} uses; it uses {used}"
-                )
-        kinds = self.objective.kinds_with_mismatched
-        return data.with_mismatched(kinds, max_length, bos) if kinds else data
+        return usable(data, self.objective, args.max_length, tokenizer.bos_token_id)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         data = train_dataset or self.train_dataset
@@ -270,7 +251,7 @@ class UnifiedTrainer(GuardedTrainer):
             self._count(item)
         counts = self.accelerator.reduce(counts.to(device), "sum") / self.accelerator.num_processes
         items = even_passes(items, self.data_collator, self.accelerator)
-        statistics = self._statistics(self.model_wrapped, items, update=True)
+        statistics = self._statistics(self.model_wrapped, lambda: items, update=True)
         return items, Step(counts, statistics, sum(len(item.of_gradient) for item in items))
 
     def training_step(self, model, inputs: MicroBatches, num_items_in_batch: Step | None = None):
@@ -310,13 +291,15 @@ class UnifiedTrainer(GuardedTrainer):
         )
 
     @torch.no_grad()
-    def _statistics(self, model: nn.Module, items: list[MicroBatches], *, update: bool) -> dict[str, dict[str, Tensor]]:
+    def _statistics(
+        self, model: nn.Module, items: Callable[[], Iterable[MicroBatches]], *, update: bool
+    ) -> dict[str, dict[str, Tensor]]:
         """Statistics over the whole step (KTO's KL, BCO's mean reward), by one pass without gradient."""
         found = {}
         for term in self.objective.statistic_terms:
             sums: Sums = {}
             # BCO's mean is that of the training so far, which evaluation does not change
-            for item in items if update or term.statistics_on == "mismatched" else ():
+            for item in items() if update or term.statistics_on == "mismatched" else ():
                 for batch in item.of(lambda need, name=term.name: name in need.statistics):
                     with self.compute_loss_context_manager():
                         gathered = term.gather(score(model, self._prepare_inputs(batch), self.reference))
@@ -381,13 +364,16 @@ class UnifiedTrainer(GuardedTrainer):
         was_training = model.training
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        items = list(dataloader) if self.objective.statistic_terms else dataloader
-        statistics = self._statistics(model, items, update=False) if self.objective.statistic_terms else {}
+
+        def items() -> Iterator[MicroBatches]:
+            for item in dataloader:
+                yield from even_passes([item], self.data_collator, self.accelerator)
+
+        statistics = self._statistics(model, items, update=False)
 
         counts = torch.ones(len(self.objective.terms), dtype=torch.float64, device=self.args.device)
         gathered, examples = RunState(), 0
-        for item in items:
-            (item,) = even_passes([item], self.data_collator, self.accelerator)
+        for item in items():
             for batch in map(self._prepare_inputs, item.of_gradient):
                 with self.compute_loss_context_manager():
                     scored = self.scored(model, batch)
@@ -417,11 +403,3 @@ class UnifiedTrainer(GuardedTrainer):
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         return elapsed
-
-
-def _sources(*datasets: Any) -> tuple[str, ...]:
-    names: list[str] = []
-    for data in datasets:
-        for part in data.values() if isinstance(data, Mapping) else [data] if data is not None else []:
-            names += [name for name in part.sources if name not in names]
-    return tuple(names) or ("train",)
