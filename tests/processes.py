@@ -22,6 +22,8 @@ from mixed import parameters
 ranks_resume = pytest.mark.skipif(
     tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 23), reason="transformers is too old"
 )
+# imported once and not in every rank: what they run, and what that imports when it is first called
+PRELOADED = ["mixed", "test_distributed", "test_sharded", "test_faults", "test_signals", "torch.distributed.fsdp"]
 TIMING = ("runtime", "per_second", "seconds", "peak_memory")
 
 
@@ -30,7 +32,7 @@ def start(run, *args, rank: int = 0, world: int = 1, port: int = 0, stderr: Path
     target = (run, args, options, rank, world, port, stderr)
     context = multiprocessing.get_context("fork" if world == 1 else "forkserver")
     if world > 1:
-        context.set_forkserver_preload(["mixed", "pytest"])
+        context.set_forkserver_preload(PRELOADED)
     child = context.Process(target=_child, args=target)
     child.start()
     return child

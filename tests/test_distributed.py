@@ -39,7 +39,8 @@ def train(folder, name, world, data, objective=EVERYTHING, lora=False, **options
     run = trainer(
         objective, DATA[data], reference_model=None if lora else model(seed=1), per_device_train_batch_size=8 // world,
         max_steps=7, optim="sgd", eval_dataset=dataset(("pairs", "demonstrations"), n=5), per_device_eval_batch_size=3,
-        output_dir=folder / f"run-{name}", ddp_backend="gloo", peft_config=copy.deepcopy(LORA) if lora else None,
+        output_dir=folder / f"run-{name}", ddp_backend="gloo" if world > 1 else None,
+        peft_config=copy.deepcopy(LORA) if lora else None,
         **options,
     )  # fmt: skip
     run.remove_callback(PrinterCallback)
