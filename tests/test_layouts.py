@@ -12,11 +12,12 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from uft import attention
-from uft.attention import packing_for, use_packing, why_not_packed
+from uft.attention import packing_for, use_packing
 from uft.collation import Collator, Cutter, rows_of
 from uft.feedback import Example, Need, Response
 from uft.head import fuse_head
 from uft.models import score
+from uft.packing_probe import TESTED, why_not_packed
 from uft.segments import Part, Segments
 
 SMALL = dict(
@@ -309,6 +310,35 @@ def test_a_window_forgotten_would_be_seen():
         layer.self_attn.sliding_window = None
     wrong = score(policy, Collator(0, packed=True)(ranked())).logp
     assert (right - wrong).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("window", [6, 14])  # shorter and longer than what the probe runs
+def test_windows_that_attention_is_not_told_of_are_found_out(window):
+    config = CONFIG_MAPPING["phimoe"](**SMALL | dict(sliding_window=window, num_local_experts=2))
+    policy = AutoModelForCausalLM.from_config(config)
+    assert "asks its attention for a window of None" in why_not_packed(policy, "segments")
+
+
+def test_windows_of_another_name_are_refused():
+    config = CONFIG_MAPPING["gpt_neo"](vocab_size=60, hidden_size=32, num_layers=2, num_heads=4, window_size=16,
+                                       attention_types=[[["global", "local"], 1]])  # fmt: skip
+    policy = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with pytest.raises(ValueError, match="its window_size is a window of its own"):
+        packing_for(policy)
+
+
+def test_half_precision_hides_no_mistake(monkeypatch):
+    """Positions that are ignored, in bfloat16 and at the weights of a fresh model, of a family that is not tested."""
+    monkeypatch.setattr("uft.packing_probe.TESTED", ())
+    assert why_not_packed(model().bfloat16(), "segments") is None
+    policy = model().bfloat16()
+    original = policy.forward
+    policy.forward = lambda *args, position_ids=None, **kwargs: original(*args, **kwargs)
+    assert "mistakes would show as" in why_not_packed(policy, "segments")
+
+
+def test_families_believed_in_half_precision_are_those_of_the_tests():
+    assert {options["model_type"] for options in FAMILIES.values()} == set(TESTED)
 
 
 # ---- cutting ----

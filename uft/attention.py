@@ -7,8 +7,8 @@ which a shared prompt's keys are laid before each of its responses.  Neither for
 `use_packing(model, "masks")` keeps the model's own attention and hands it that mask: for eager attention, and with it
 for softcapped scores and attention sinks.
 
-Both need what a model's code does with positions and masks to be what its configuration says, which `why_not_packed`
-tries out on a few tokens.
+Both need what a model's code does with positions and masks to be what its configuration says, which `uft.packing_probe`
+tries out.
 """
 
 from __future__ import annotations
@@ -25,11 +25,19 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from uft.head import causal_model
-from uft.segments import Part, Segments
+from uft.segments import Segments
 
 NAME = "uft_sdpa"
 WINDOWED = "sliding_attention"
 KNOWN_LAYERS = ("full_attention", WINDOWED)
+# of configurations; what they stand for is not in the mask that a model is given
+OTHER_WINDOWS = (
+    "window_size",
+    "attention_window",
+    "attention_window_size",
+    "local_window_size",
+    "attention_chunk_size",
+)
 KNOWN = frozenset(inspect.signature(varlen_attn).parameters)  # which grew from version to version
 
 
@@ -131,24 +139,28 @@ def packing_of(model: nn.Module) -> str | None:
 def packed_inputs(model: nn.Module, segments: Segments, device: torch.device) -> dict[str, Any]:
     """The arguments of the model's forward that say which tokens of the row see which."""
     how = packing_of(model)
-    if how is None:  # a reference that was put in place later
-        how = packing_for(model)
-        if why := why_not_packed(model, how):
-            raise ValueError(f"{type(causal_model(model)).__name__} cannot read packed rows: {why}")
+    if how is None:
+        raise ValueError(f"{type(causal_model(model)).__name__} was given a packed row before `use_packing`")
     if how == "segments":
         # four dimensions: transformers takes it for a finished mask and makes none of its own from the positions
         return {"segments": segments, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)}
     config = causal_model(model).config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ([WINDOWED] if window else [KNOWN_LAYERS[0]])
     dtype = torch.float32 if torch.is_autocast_enabled(device.type) else causal_model(model).dtype
     masks = {}
-    for kind in dict.fromkeys(kinds):
-        seen = segments.mask(window if kind == WINDOWED else None, device)[None, None]
+    for kind, window in dict.fromkeys(layers_of(config)):
+        seen = segments.mask(window, device)[None, None]
         if config._attn_implementation == "eager":
             seen = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
         masks[kind] = seen
     return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
+
+
+def layers_of(config: Any) -> list[tuple[str, int | None]]:
+    """The kind of each layer, and the window of its attention."""
+    window = getattr(config, "sliding_window", None)
+    n = getattr(config, "num_hidden_layers", 1)
+    kinds = getattr(config, "layer_types", None) or [WINDOWED if window else KNOWN_LAYERS[0]] * n
+    return [(kind, window if kind == WINDOWED else None) for kind in kinds]
 
 
 def packing_for(model: nn.Module) -> str:
@@ -159,58 +171,9 @@ def packing_for(model: nn.Module) -> str:
         raise ValueError(f"it has layers of {', '.join(sorted(other))}")
     attention = config._attn_implementation
     if attention == "eager":
+        if local := [name for name in OTHER_WINDOWS if getattr(config, name, None)]:
+            raise ValueError(f"its {local[0]} is a window of its own, by places in the row")
         return "masks"
     if attention in ("sdpa", NAME) or "flash" in str(attention):
         return "segments"
     raise ValueError(f"its attention is {attention!r}; want sdpa, eager or flash attention")
-
-
-@torch.no_grad()
-def why_not_packed(model: nn.Module, how: str) -> str | None:
-    """Tries packed rows out: what is wrong with them, or None.
-
-    Two prompts, one of them with two responses, must give in one row what each response gives alone.  Windows are
-    longer than this and taken on trust.  Leaves the model able to read packed rows only if it returns None.
-    """
-    inner, training = causal_model(model), model.training
-    before = inner.config._attn_implementation
-    rows = [([5, 6, 7, 8, 9], [[10, 11, 12], [13, 14]]), ([9, 8, 7], [[6, 5, 4, 3]])]
-    device = inner.get_input_embeddings().weight.device
-    vocabulary = inner.get_input_embeddings().weight.shape[0]
-    rows = [([i % vocabulary for i in p], [[i % vocabulary for i in r] for r in rs]) for p, rs in rows]
-    model.eval()
-    try:
-        alone = [
-            model(input_ids=torch.tensor([prompt + r], device=device), use_cache=False).logits[0, len(prompt) :]
-            for prompt, responses in rows
-            for r in responses
-        ]
-        use_packing(model, how)
-        parts, ids, answers = [], [], []
-        for prompt, responses in rows:
-            first = len(parts)
-            for k, r in enumerate(responses):
-                new = r if k else prompt + r
-                parts.append(Part(len(new), first, len(prompt) if k else 0))
-                answers.append(slice(len(ids) + len(new) - len(r), len(ids) + len(new)))
-                ids += new
-        segments = Segments.of(parts).to(device)
-        together = model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=segments.position_ids().to(device),
-            use_cache=False,
-            **packed_inputs(model, segments, device),
-        ).logits[0, -len(ids) :]
-        worst = max(float((together[at].float() - one.float()).abs().max()) for at, one in zip(answers, alone))
-        size = max(float(one.float().abs().max()) for one in alone)
-        found = None
-        if not worst <= (1e-3 if together.dtype == torch.float32 else 5e-2) * size:
-            found = f"its logits in a packed row differ by {worst:.2g} from those alone (largest logit {size:.2g})"
-    except Exception as error:  # a model that cannot be run like this is not one to be packed
-        found = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    finally:
-        model.train(training)
-    if found is not None:
-        inner.packed_attention = None
-        inner.set_attn_implementation(before)
-    return found

@@ -47,9 +47,15 @@ def remove(checkpoint: Path, aside: Path) -> None:
         os.rename(checkpoint, aside / f"removed-{checkpoint.name}")
 
 
-def superfluous(folder: Path, limit: int, best: Path | None) -> list[Path]:
-    """All but the newest `limit` checkpoints.  The best one stays too, in place of the oldest but not of the newest."""
-    found = [path for _, path in sorted(_numbered(folder))]
+def superfluous(folder: Path, limit: int, best: Path | None, written: Path | None = None) -> list[Path]:
+    """All but the newest `limit` checkpoints.  The best one stays too, in place of the oldest but not of the newest.
+
+    written   the checkpoint that was just written, by default that of the highest number; higher ones are torn, or of
+              an older run, and count as the oldest
+    """
+    numbered = _numbered(folder)
+    last = max((n for n, path in numbered if written in (None, path)), default=0)
+    found = [path for _, _, path in sorted((n <= last, n, path) for n, path in numbered)]
     kept = found[-limit:]
     if best in found and best not in kept:
         kept = [best, *(kept[1:] or kept)]
@@ -142,7 +148,7 @@ class WholeCheckpoints(Trainer):
             self._aside, self.args.push_to_hub = None, pushes
         if self.args.should_save and self.args.save_total_limit:
             best = self.state.best_model_checkpoint
-            for path in superfluous(run_dir, self.args.save_total_limit, Path(best) if best else None):
+            for path in superfluous(run_dir, self.args.save_total_limit, Path(best) if best else None, run_dir / name):
                 remove(path, run_dir / ASIDE)
             shutil.rmtree(run_dir / ASIDE, ignore_errors=True)
         self.saved = run_dir / name

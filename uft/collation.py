@@ -35,6 +35,11 @@ class Row(NamedTuple):
         return self.example.responses[self.k].tokens
 
     @property
+    def place(self) -> int:
+        """Where the example stands in its source: chunks of a document share a row number, but no place."""
+        return self.example.row if self.example.index is None else self.example.index
+
+    @property
     def kind(self) -> str:
         return "mismatched" if self.example.responses[self.k].mismatched else self.example.kind
 
@@ -65,7 +70,7 @@ class Collator:
     packed           one row without padding, but for the multiple
     prefix_sharing   in a packed row, responses to the same prompt share it
     sources          gives the codes in `Batch.source`
-    reference_logps  maps (source, row) to the reference's log-probabilities of that example's responses, in order, for
+    reference_logps  maps (source, index) to the reference's log-probabilities of an example's responses, in order, for
                      examples of `reference_kinds`
     """
 
@@ -105,6 +110,7 @@ class Collator:
             kind=whole([KINDS.index(row.kind) for row in rows]),
             source=whole([self.sources.index(row.example.source) for row in rows]),
             row=whole([row.example.row for row in rows]),
+            index=whole([row.place for row in rows]),
             response=whole([row.k for row in rows]),
             prompt=whole([prompts[row.index] for row in rows]),
             target=real([row.example.responses[row.k].target for row in rows]),
@@ -183,7 +189,7 @@ class Collator:
 
     def _reference_logp(self, row: Row) -> float:
         example = row.example
-        values = self.reference_logps.get((example.source, example.row), ())
+        values = self.reference_logps.get((example.source, row.place), ())
         if row.k < len(values):
             return values[row.k]
         if example.kind in self.reference_kinds:
@@ -195,9 +201,9 @@ class Collator:
         if not rows:
             return 0
         if not self.packed:
-            return len(rows) * max(len(row.prompt) + len(row.tokens) for row in rows)
+            return len(rows) * self._multiple(max(len(row.prompt) + len(row.tokens) for row in rows))
         prompts = {row.prompt.tobytes() if self.prefix_sharing else i: len(row.prompt) for i, row in enumerate(rows)}
-        return sum(prompts.values()) + sum(len(row.tokens) for row in rows)
+        return self._multiple(sum(prompts.values()) + sum(len(row.tokens) for row in rows))
 
 
 # ---- what a model runs ----

@@ -9,6 +9,13 @@ from transformers import TrainingArguments
 
 from uft.models import REFERENCE_MODES
 
+# fields of TrainingArguments that would be left unused
+MEANINGLESS = {
+    "auto_find_batch_size": "token_budget bounds the memory of a pass",
+    "include_num_input_tokens_seen": "num_tokens is logged, and run.json counts more",
+    "bf16_full_eval": "evaluation runs in the precision of training",
+    "fp16_full_eval": "evaluation runs in the precision of training",
+}
 LAYOUTS = ("auto", "packed", "padded")
 
 
@@ -158,6 +165,9 @@ class UnifiedConfig(TrainingArguments):
             )
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; want at least 2")
+        for name, why in MEANINGLESS.items():
+            if getattr(self, name, None) not in (None, False, "no"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; want it off: {why}")
         if self.ddp_broadcast_buffers is None:
             # the buffers of language models are constants, and a broadcast would want every rank to run as many passes
             self.ddp_broadcast_buffers = False

@@ -177,10 +177,10 @@ class GuardedTrainer(WholeCheckpoints):
 
     def guarded_train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' train, which a signal ends between two steps."""
-        self.guard.stop = None
+        self.guard.stop = self.saved = None
         with self.guard.signals:
             output = super().train(*args, **kwargs)
             # a signal behind the last step: what would come next is not begun
             if (number := self.guard.agreed_stop()) is not None:
-                self._stop(number, self.saved)
+                self._stop(number, self.save_now())
         return output

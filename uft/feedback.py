@@ -161,6 +161,7 @@ class Batch(dict):
     kind             int64 [R]      position in KINDS
     source           int64 [R]      position in the mixture's list of sources
     row              int64 [R]      row number in the source
+    index            int64 [R]      position of the example among those of the source
     response         int64 [R]      which of its example's responses
     prompt           int64 [R]      which prompt of the batch this answers
     target           float32 [R]    NaN where unknown

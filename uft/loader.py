@@ -45,6 +45,8 @@ class StepSampler(Sampler[list[int]]):
         self.sampler, self.batch_size, self.rank, self.world_size = sampler, batch_size, rank, world_size
         self.cost = None if cost is None else np.asarray(cost)
         self.drop_last = drop_last
+        if not len(self):
+            raise ValueError(f"found {len(sampler)} rows, which make no step of {batch_size * world_size} (drop_last)")
 
     def __len__(self) -> int:
         whole, left = divmod(len(self.sampler), self.batch_size * self.world_size)

@@ -7,18 +7,18 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from uft.attention import packing_for, why_not_packed
+from uft.attention import packing_for
 from uft.collation import Collator, Cutter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset
 from uft.head import causal_model, fuse_head, unfuse_head
 from uft.models import FrozenReference, Reference, is_peft, load_policy, make_reference
 from uft.objective import Objective
+from uft.packing_probe import enable_packing
 
 logger = logging.get_logger(__name__)
 
@@ -106,7 +106,7 @@ def cutter_for(objective: Objective, tokenizer: Any, args: UnifiedConfig, source
     return Cutter(collate, objective.need, objective.needs, args.token_budget)
 
 
-def lay_out(policy: nn.Module, reference: Reference | None, accelerator: Accelerator, args: UnifiedConfig) -> bool:
+def lay_out(policy: nn.Module, reference: Reference | None, args: UnifiedConfig) -> bool:
     """Makes the models read packed rows, and says whether they can; as args.layout wants it.
 
     Raises ValueError where rows are to be packed and a model cannot read them.
@@ -116,18 +116,14 @@ def lay_out(policy: nn.Module, reference: Reference | None, accelerator: Acceler
     models = [policy, *([reference.model] if isinstance(reference, FrozenReference) else [])]
     for model in models:
         try:
-            how = packing_for(model)
-            if (args.layout, how) == ("auto", "masks"):
+            if (args.layout, packing_for(model)) == ("auto", "masks"):
                 raise ValueError("eager attention would form the scores of the whole row")
-            with accelerator.autocast():
-                why = why_not_packed(model, how)
+            enable_packing(model)
         except ValueError as error:
-            why = str(error)
-        if why is not None:
             name = type(causal_model(model)).__name__
             if args.layout == "packed":
-                raise ValueError(f"layout is 'packed', which {name} cannot read: {why}")
-            logger.warning_once(f"{name} reads padded batches, not packed ones: {why}")
+                raise ValueError(f"layout is 'packed', which {name} cannot read: {error}") from error
+            logger.warning_once(f"{name} reads padded batches, not packed ones: {error}")
             return False
     return True
 
@@ -144,9 +140,12 @@ def reference_for(policy: nn.Module, reference: Any, objective: Objective, args:
             _fused(reference.model, args)
         return reference
     if reference is not None:
-        if reference is policy:
+        model = load_policy(
+            reference, dtype=args.dtype, attn_implementation=args.attn_implementation,
+            trust_remote_code=args.trust_remote_code,
+        )  # fmt: skip
+        if {id(p) for p in model.parameters()} & {id(p) for p in policy.parameters()}:
             raise ValueError("reference is the model that is trained; want another one, or none for a copy of it")
-        model = load_policy(reference, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
         _fused(model, args)
         return FrozenReference(model)
     if args.reference == "cached":

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from uft_kernels import token_divergence, token_logprob
 
-from uft.attention import packed_inputs
+from uft.attention import packed_inputs, packing_of
 from uft.feedback import Batch
 from uft.head import HeadOutput, HeadState, Wanted, has_fused_head, is_peft, unwrapped
+from uft.packing_probe import enable_packing
 
 REFERENCE_ADAPTER = "reference"
 REFERENCE_MODES = ("auto", "frozen", "adapter", "cached", "none")
@@ -89,6 +90,8 @@ def _counted(batch: Batch) -> tuple[Tensor, Tensor]:
 def _run(model: nn.Module, batch: Batch, **more: Any) -> Any:
     inputs = {"input_ids": batch.input_ids}
     if batch.packed:
+        if packing_of(model) is None:  # a reference that was put in place later
+            enable_packing(model)
         inputs["position_ids"] = batch.position_ids
         inputs |= packed_inputs(model, batch.segments, batch.input_ids.device)
     else:

@@ -32,7 +32,7 @@ from uft.models import score
 
 logger = logging.get_logger(__name__)
 
-Key = tuple[str, int]  # source, row
+Key = tuple[str, int]  # source, position of the example in it
 Logps = dict[Key, list[float]]
 
 
@@ -66,7 +66,7 @@ def compute_logps(
     even: Callable[[MicroBatches], MicroBatches],
     needed: set[Key],
 ) -> Logps:
-    """log pi_ref(y | x) of the responses of the `needed` examples, by (source, row); this rank's share of them.
+    """log pi_ref(y | x) of the responses of the `needed` examples, by (source, index); this rank's share of them.
 
     plan          each micro-batch as every rank's share of it, until all that is needed has come
     score_batch   log-probabilities of a batch's responses, float [R]
@@ -78,14 +78,16 @@ def compute_logps(
     for shares in plan:
         if needed <= done:
             break
-        fresh = {(e.source, e.row) for share in shares for e in share} & needed - done
+        fresh = {(e.source, e.index) for share in shares for e in share} & needed - done
         if not fresh:
             continue
         done |= fresh
         for batch in even(cut(shares[rank])).of(lambda need: need.reference):
             found = score_batch(batch).float().cpu().tolist()
-            for source, row, k, value in zip(*(batch[name].tolist() for name in ("source", "row", "response")), found):
-                key = (cut.sources[source], row)
+            for source, index, k, value in zip(
+                *(batch[name].tolist() for name in ("source", "index", "response")), found
+            ):
+                key = (cut.sources[source], index)
                 if key in fresh:
                     logps.setdefault(key, {})[k] = value
         bar.update(len(fresh))
@@ -186,7 +188,7 @@ class ReferenceCache:
         name = combined(self.weights, data.fingerprint, sorted(kinds), layout)
         # hubs are not sent what begins with an underscore
         path = Path(args.reference_cache or args.output_dir) / f"_reference-{name}.npz"
-        needed = {(e.source, e.row) for e in data if e.kind in kinds}
+        needed = {(e.source, e.index) for e in data if e.kind in kinds}
         found = _kept(path, needed)
         if not _all_agree(found is not None, trainer.accelerator):
             was_training = trainer.model.training

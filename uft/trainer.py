@@ -140,7 +140,7 @@ class UnifiedTrainer(GuardedTrainer):
         self.add_callback(self.guard)
         if self.reference is not None and isinstance(getattr(self.reference, "model", None), nn.Module):
             self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
-        if lay_out(self.model, self.reference, self.accelerator, args):
+        if lay_out(self.model, self.reference, args):
             self.data_collator = self.data_collator.packed()
         cached = self.objective.needs_reference and self.reference is None
         frozen = self.reference.model if isinstance(self.reference, FrozenReference) else None
@@ -189,9 +189,16 @@ class UnifiedTrainer(GuardedTrainer):
         data = self.eval_dataset[data] if isinstance(data, str) else data
         if not isinstance(data, FeedbackDataset):
             raise ValueError(f"found {type(data).__name__} to evaluate on; want a FeedbackDataset (uft.load_feedback)")
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        if not any(data is each for each in own):
+            data = self._usable(data, self.processing_class, self.args, "eval")
+            if unknown := set(data.sources) - set(self.data_collator.sources):
+                raise ValueError(f"data set {min(unknown)!r} is none of those the trainer was made with")
         self.reference_cache.prepare()
         cut = self.reference_cache.cutter(data, training=False)
         return make_loader(data, self.batches_of(data, training=False), cut, self.args)
+
+    get_test_dataloader = get_eval_dataloader
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         if resume_from_checkpoint is True:
@@ -391,6 +398,7 @@ class UnifiedTrainer(GuardedTrainer):
         named = {
             f"{metric_key_prefix}_{name}": value for name, value in means.items() if not name.startswith("weight/")
         }
+        examples = sum(self._gather([examples]))
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=examples)
 
     def _save_checkpoint(self, model, trial) -> None:
