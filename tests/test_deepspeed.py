@@ -13,6 +13,8 @@ from mixed import dataset, model, parameters, trainer
 from ranks import run
 from test_trainer import EVERYTHING
 
+from uft.head import has_fused_head
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 deepspeed = pytest.importorskip("deepspeed", reason="needs DeepSpeed, the extra `deepspeed`: make test-deepspeed")
 
@@ -42,13 +44,14 @@ def train(folder: Path, name: str, world: int, stage: int = 0, resume: str | Non
         defaults["deepspeed"] = zero(stage)
     if world > 1:
         defaults["ddp_backend"] = "gloo"
+    path = options.pop("path", None)
     run = trainer(
-        EVERYTHING, dataset(), per_device_train_batch_size=8 // world, optim="adamw_torch",
+        EVERYTHING, dataset(), path, per_device_train_batch_size=8 // world, optim="adamw_torch",
         # far from where the sign of a rounding error decides
         adam_epsilon=1e-3, max_grad_norm=1.0, **defaults | options,
     )  # fmt: skip
     assert run.args.world_size == world
-    assert bool(stage) == run.is_deepspeed_enabled
+    assert bool(stage) == run.is_deepspeed_enabled and has_fused_head(run.model)
     run.train(resume_from_checkpoint=resume)
     weights = list(run.model.parameters())
     with deepspeed.zero.GatheredParameters(weights, enabled=stage == 3):
@@ -67,10 +70,14 @@ def moved(folder: Path, name: str) -> tuple[torch.Tensor, list[float]]:
     return torch.load(folder / f"{name}.pt"), json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_zero_takes_the_step_of_one_process(stage, tmp_path):
+@pytest.mark.parametrize("stage, loaded", [(2, False), (3, False), (3, True)])
+def test_zero_takes_the_step_of_one_process(stage, loaded, tmp_path):
+    """Also where the trainer loads the model: transformers would hand out its weights at once under ZeRO-3."""
+    path = {"path": str(tmp_path / "model")} if loaded else {}
+    if loaded:
+        model().save_pretrained(path["path"])
     run(_train, tmp_path, 1, "one", 1, {})
-    run(_train, tmp_path, 2, "many", 2, {"stage": stage})
+    run(_train, tmp_path, 2, "many", 2, {"stage": stage} | path)
     (one, losses), (many, theirs) = moved(tmp_path, "one"), moved(tmp_path, "many")
     assert theirs == pytest.approx(losses, rel=1e-5) and len(losses) == STEPS
     assert (one - many).norm() <= 1e-4 * one.norm() and one.norm() > 0

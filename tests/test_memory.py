@@ -95,6 +95,8 @@ def test_a_layer_saves_what_is_said(family, case):
             policy = get_peft_model(policy, LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM"))
         found.append(saved_bytes(policy, autocast))
     shape = Shape.of(policy)
-    setup = _Setup(shape, TOKENS, TOKENS, rank, dtype.itemsize, (autocast or dtype).itemsize, bool(autocast), False, False)
+    setup = _Setup(
+        shape, TOKENS, TOKENS, rank, dtype.itemsize, (autocast or dtype).itemsize, bool(autocast), False, False
+    )
     weights = (shape.linear + rank * shape.ends) // 3 * setup.activation if autocast else 0
     assert found[1] - found[0] == setup.layer() + weights

@@ -275,9 +275,7 @@ def estimate(
     shape = model if isinstance(model, Shape) else Shape.of(model)
     casts = autocast is not None and autocast != dtype
     activation = (autocast if casts else dtype).itemsize
-    setup = _Setup(
-        shape, tokens, counted, lora_r, dtype.itemsize, activation, casts, gradient_checkpointing, packed
-    )
+    setup = _Setup(shape, tokens, counted, lora_r, dtype.itemsize, activation, casts, gradient_checkpointing, packed)
     return Memory(_moments(setup, reference, STATES[optim], optim, fused_head, passes, sharding, ranks))
 
 
@@ -320,13 +318,26 @@ def _moments(
     moments = {
         "the end of the forward": at(before, activations, head, 0, casts),
         "the head's backward": at(
-            max(before, 0 if of_gradients > 1 else of_head) + fresh, activations, saved + setup.head_backward(fused), 0, of_layer_casts
+            max(before, 0 if of_gradients > 1 else of_head) + fresh,
+            activations,
+            saved + setup.head_backward(fused),
+            0,
+            of_layer_casts,
         ),
-        "the last layer's backward": at(max(before, 0 if of_gradients > 1 else of_head) + (fresh if of_gradients > 1 else 0), activations, 0, workspace, of_layer_casts),
+        "the last layer's backward": at(
+            max(before, 0 if of_gradients > 1 else of_head) + (fresh if of_gradients > 1 else 0),
+            activations,
+            0,
+            workspace,
+            of_layer_casts,
+        ),
         # a dense gradient of the input embedding, beside the head's where they are tied
         "the end of the backward": at(
-            gradients + (fresh or (of_head if s.tied else 0)), 0, 0,
-            workspace + (0 if setup.checkpointing else setup.layer()), casts // s.layers,
+            gradients + (fresh or (of_head if s.tied else 0)),
+            0,
+            0,
+            workspace + (0 if setup.checkpointing else setup.layer()),
+            casts // s.layers,
         ),
         # PyTorch's AdamW over lists of tensors, on a GPU, holds one more number per weight for a moment
         "the optimiser's step": at(gradients, 0, 0, 0) | {"gathered": 0},
