@@ -2,11 +2,13 @@
 
 Arms      models from 0.1 M parameters to what fits; full weights with a frozen or cached reference, adapters with the
           adapter-off reference; some with gradient checkpointing, whole logits, SGD, autocast, more tokens
-Measured  two optimiser steps of UnifiedTrainer on random tokens (dpo_nll: pairs, and as many tokens of demonstrations, two
-          passes), each in a process of its own.  On a CPU the peak of the resident memory less what was resident before the
-          model was made; a tiny model has been trained before that, so that libraries are loaded.  glibc is told to map
-          every block of 64 KiB or more by itself (MALLOC_MMAP_THRESHOLD_, which also stops it from raising that threshold):
-          what is freed goes back at once, and the peak is that of live tensors.  On a GPU torch.cuda.max_memory_allocated
+Measured  two optimiser steps of UnifiedTrainer on random tokens (dpo_nll: pairs, and as many tokens of demonstrations,
+          in two passes), each in a process of its own.  On a CPU the peak of the resident memory less what was resident
+          before the model was made; a tiny model has been trained before that, so that libraries are loaded.  glibc is
+          told to map every block of 64 KiB or more by itself (MALLOC_MMAP_THRESHOLD_, which also stops it from raising
+          that threshold): what is freed goes back at once, and the peak is that of live tensors.  The peak is VmHWM,
+          reset before: ru_maxrss of a child begins with what its parent held.  On a GPU
+          torch.cuda.max_memory_allocated
 Run       python -m experiments.memory [--only NAME] [--largest BYTES]
 Writes    experiments/results/memory/: memory.json, report.md, memory.png; the tables of docs/scaling.md
 """
@@ -34,8 +36,8 @@ from uft.collation import MicroBatches
 from uft.compute import Cost
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset
-from uft.feedback import Example, Response
-from uft.memory import Memory, estimate
+from uft.feedback import Batch, Example, Response
+from uft.memory import Memory, Shape, estimate
 from uft.record import environment, peak_memory_bytes, reset_peak_memory, write_json
 from uft.trainer import UnifiedTrainer
 
@@ -151,8 +153,12 @@ def measure(size: str, pairs: int, arm: dict[str, Any]) -> dict[str, Any]:
     trainer = trained(config_of(size), pairs, arm)
     seconds, peak = time.perf_counter() - start, peak_memory_bytes()
     item: MicroBatches = trainer.data_collator(trainer.train_dataset[:])
-    passes = [(batch.input_ids.numel(), len(batch.answers)) for batch in item.of_gradient]
+    passes = [(batch.input_ids.numel(), len(batch.answers), _shared(batch)) for batch in item.of_gradient]
     return {"peak": peak - before, "before": before, "passes": passes, "seconds": seconds}
+
+
+def _shared(batch: Batch) -> int:
+    return sum(part.length + part.shared for part in batch.segments.parts if part.shared)
 
 
 def measured(size: str, pairs: int, arm: dict[str, Any]) -> dict[str, Any]:
@@ -164,10 +170,11 @@ def measured(size: str, pairs: int, arm: dict[str, Any]) -> dict[str, Any]:
     return json.loads(found.stdout.splitlines()[-1])
 
 
-def said(config: PretrainedConfig, passes: list[tuple[int, int]], arm: dict[str, Any]) -> Memory:
-    """The dearer pass; both are of one step, so each but the first finds gradients there."""
-    tokens, counted = max(passes)
-    return estimate(config, tokens=tokens, counted=counted, passes=len(passes), **arguments(arm))
+def said(config: PretrainedConfig, passes: list[tuple[int, int, int]], arm: dict[str, Any]) -> Memory:
+    """Of the dearest pass; `passes` are tokens, counted and shared ones.  One of them finds the other's gradients."""
+    shape, sizes = Shape.of(config), [dict(zip(("tokens", "counted", "shared"), each)) for each in passes]
+    found = [estimate(shape, **size, passes=len(passes), **arguments(arm)) for size in sizes]
+    return max(found, key=lambda memory: memory.total)
 
 
 def with_formula(row: dict[str, Any]) -> dict[str, Any]:
@@ -194,9 +201,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for r in rows:
         mib = [f"{r[key] / 2**20:,.1f}" for key in ("peak", "formula")]
-        lines.append(
-            f"| {r['size']} | {method_of(r['arm'])} | {max(r['passes'])[0]} | {mib[0]} | {mib[1]} | {r['error']:+.1%} | {r['moment']} |"
-        )
+        cells = [r["size"], method_of(r["arm"]), str(max(r["passes"])[0]), *mib, f"{r['error']:+.1%}", r["moment"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -241,6 +247,7 @@ PUBLISHED = {
         vocab_size=128256, tie_word_embeddings=False,
     ),
 }  # fmt: skip
+SHARDED = {"sharding": "fsdp2", "sync_each_batch": True}
 BUDGET, LENGTH, HALF = 8192, 1024, {"autocast": "bfloat16"}
 # an assumption, not a measurement: 40 % of the 989 TFLOP/s that an H100's data sheet names for bfloat16
 RATE = 0.4 * 989e12
@@ -254,9 +261,9 @@ def projected() -> str:
         "... with checkpointing": CACHED | HALF | CHECKPOINTING,
         "LoRA, 1 GPU": LORA | HALF | CHECKPOINTING,
         "LoRA, bfloat16 weights": LORA | CHECKPOINTING | {"dtype": torch.bfloat16},
-        "full, cached, FSDP2, 8 GPUs": CACHED | HALF | CHECKPOINTING | {"sharding": "fsdp2", "ranks": 8},
+        "full, cached, FSDP2, 8 GPUs": CACHED | HALF | CHECKPOINTING | SHARDED | {"ranks": 8},
         "full, cached, ZeRO-2, 8 GPUs": CACHED | HALF | CHECKPOINTING | {"sharding": "zero2", "ranks": 8},
-        "full, cached, FSDP2, 64 GPUs": CACHED | HALF | CHECKPOINTING | {"sharding": "fsdp2", "ranks": 64},
+        "full, cached, FSDP2, 64 GPUs": CACHED | HALF | CHECKPOINTING | SHARDED | {"ranks": 64},
     }
     lines = [
         f"| model | {' | '.join(layouts)} | GPU hours per 100 M tokens: full, frozen; full, cached; LoRA |",
@@ -318,13 +325,13 @@ def main() -> None:
         return
     rows = []
     for size, pairs, arm in ARMS:
-        passes = [(256 * pairs, 192 * pairs)] * 2
-        if args.only and size not in args.only.split(",") or said(config_of(size), passes, arm).total > args.largest:
+        passes = [(256 * pairs, 192 * pairs, 0)] * 2
+        if (args.only and size not in args.only.split(",")) or said(config_of(size), passes, arm).total > args.largest:
             continue
         rows.append(with_formula({"size": size, "arm": arm} | measured(size, pairs, arm)))
         print(table(rows[-1:]).splitlines()[-1], f"{rows[-1]['seconds']:.0f} s", flush=True)
-    if not args.only:
-        write(environment(), rows)
+        if not args.only:
+            write(environment(), rows)
 
 
 if __name__ == "__main__":

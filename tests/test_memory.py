@@ -1,15 +1,12 @@
 """The estimate of memory, against hand-made numbers and against what a backward really saves."""
 
 import contextlib
-import copy
 
 import pytest
 import torch
-from mixed import model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from uft.attention import use_packing
 from uft.memory import Shape, _Setup, estimate
 
 SIZES = dict(
@@ -48,6 +45,52 @@ def test_an_adapter_by_hand():
     step = memory.moments["the optimiser's step"]
     assert (step["gradients"], step["optimiser"], step["reference"]) == (4 * 4 * ends, 8 * 4 * ends, 0)
     assert Shape.of(policy) == Shape.of(llama())
+
+
+def test_more_is_more_and_shards_are_less():
+    def total(**changes) -> int:
+        return estimate(llama(vocab_size=4096), **{"tokens": 256, "counted": 128} | changes).total
+
+    plain = total()
+    for more in ({"tokens": 512}, {"counted": 256}, {"passes": 2}, {"sharding": "ddp", "ranks": 2}, {"shared": 64}):
+        assert total(**more) > plain, more
+    for less in ({"reference": "cached"}, {"optim": "sgd"}, {"lora_r": 2, "reference": "adapter"}):
+        assert total(**less) < plain, less
+    assert total(tokens=4096, gradient_checkpointing=True) < total(tokens=4096)
+    sharded = [total(sharding="fsdp2", ranks=n) for n in (2, 4, 8)]
+    assert sharded == sorted(sharded, reverse=True) and len(set(sharded)) == 3
+    # with several passes FSDP2 holds whole gradients, unless it is told to reduce each
+    several = {"sharding": "fsdp2", "ranks": 8, "passes": 2}
+    assert total(**several) > total(**several, sync_each_batch=True)
+
+
+def test_the_table_adds_up():
+    memory = estimate(llama(), tokens=256)
+    lines = memory.table().splitlines()
+    assert lines[0].split()[0] == "weights" and memory.moment in lines[-1]
+    assert memory.total == sum(memory.parts.values()) == max(sum(m.values()) for m in memory.moments.values())
+
+
+@pytest.mark.parametrize("wrong", [{"optim": "lion"}, {"reference": "auto"}, {"sharding": "fsdp"}, {"counted": 17}])
+def test_what_is_not_known_is_refused(wrong):
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        estimate(llama(), **{"tokens": 16} | wrong)
+
+
+def test_a_model_on_the_meta_device_is_enough():
+    with torch.device("meta"):
+        policy = AutoModelForCausalLM.from_config(llama())
+    assert estimate(policy, tokens=64) == estimate(llama(), tokens=64) == estimate(Shape.of(llama()), tokens=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", [{"reference": "frozen"}, {"reference": "adapter", "lora_r": 16}])
+def test_a_measured_peak(arm):
+    """Ten million parameters, as in `make bench-memory`; small enough that the allocator shows."""
+    from experiments.memory import measured, with_formula
+
+    row = with_formula({"size": "10M", "arm": arm} | measured("10M", 2, arm))
+    assert abs(row["error"]) < 0.15
 
 
 # ---- what a layer saves ----
@@ -96,7 +139,7 @@ def test_a_layer_saves_what_is_said(family, case):
         found.append(saved_bytes(policy, autocast))
     shape = Shape.of(policy)
     setup = _Setup(
-        shape, TOKENS, TOKENS, rank, dtype.itemsize, (autocast or dtype).itemsize, bool(autocast), False, False
+        shape, TOKENS, TOKENS, 0, rank, dtype.itemsize, (autocast or dtype).itemsize, bool(autocast), False, False
     )
     weights = (shape.linear + rank * shape.ends) // 3 * setup.activation if autocast else 0
     assert found[1] - found[0] == setup.layer() + weights

@@ -2,17 +2,18 @@
 
     peak = held + max over the moments of a step
 
-    held         weights w P / s_w + reference + optimiser states k m P_trained / s_o + copies that a sharding keeps
-    moments      reference, end of forward, head backward, begin of backward, end of backward, optimiser step
+    held         weights w P / s_w + reference w P + optimiser states k m P_trained / s_o + copies that a sharding keeps
+    moments      the reference's forward, end of forward, the head's backward, the last layer's, end of backward, step
 
-P parameters, P_trained of them trained, w and m bytes per weight and per optimiser number, k optimiser numbers per trained
-parameter (AdamW 2), s the ranks over which something is sharded (1 where it is not).  The three terms and what ZeRO divides
-of them are Rajbhandari et al. 2020, arXiv:1910.02054, section 3; there m counts a float32 copy of half-precision weights
-too, which AdamW of PyTorch does not keep and DeepSpeed does.
+P parameters, P_trained of them trained, w and m bytes per weight and per optimiser number, k optimiser numbers per
+trained parameter (AdamW 2), s the ranks over which something is sharded (1 where it is not).  The terms and what ZeRO
+divides of them are Rajbhandari et al. 2020, arXiv:1910.02054, section 3; there the optimiser has a float32 copy of
+half-precision weights too, which PyTorch's AdamW does not keep and DeepSpeed does.
 
 What a layer saves for its backward follows Korthikanti et al. 2023, arXiv:2205.05198, section 4, for the layers that
-transformers' Llama, Mistral, Qwen2 and Qwen3 really run, which are not those of that paper.  Per token, in bytes, with h
-hidden, d = heads * head size, e = key-value heads * head size, i intermediate, a bytes of an activation, w of a weight:
+transformers' Llama, Mistral, Qwen2 and Qwen3 really run, which are not those of that paper.  Per token, in bytes, with
+h hidden, d = heads * head size, e = key-value heads * head size, i intermediate, a bytes of an activation, w of a
+weight:
 
     two norms             2 (4 h + 4)     what goes in, in float32, and its inverse root
                         + 2 w h           the normalised, where the norm's weight is trained
@@ -22,14 +23,16 @@ hidden, d = heads * head size, e = key-value heads * head size, i intermediate, 
     gated MLP             4 a i           gate, its activation, up, their product
     LoRA of rank r        7 r a           and its inputs in the adapter's dtype, which is float32 without autocast
 
-`tests/test_memory.py` counts them with hooks, to the byte.  At its end a backward holds every gradient and no activation, at
-its beginning every activation and no gradient but the head's; layers are alike, so what lies between is never more.
-A step in several passes (accumulation, or a `token_budget`) has every gradient from its second pass on.
+`tests/test_memory.py` counts them with hooks, to the byte.  At its end a backward holds every gradient and no
+activation, at its beginning every activation and no gradient but the head's; layers are alike, so what lies between is
+never more.  A step in several passes (accumulation, or a `token_budget`) has every gradient from its second pass on.
 
-The head's buffers are those of `uft_kernels`: see `products.BUDGET`, `SLAB` and `KEEP` there.
+The head's buffers are those of `uft_kernels`: see `products.BUDGET`, `SLAB` and `KEEP` there.  Responses that share a
+prompt save keys and values of their own behind a copy of the prompt's (`uft.attention`), 2 a e each.
 
-Not counted: what is there before the model (CUDA's context, libraries), fragmentation, NCCL's buffers, prompts read again
-by the responses that share them, masks.  Mixtures of experts and state-space layers are not known.
+Not counted: what is there before the model (CUDA's context, libraries), fragmentation, NCCL's buffers, masks, and what
+"adamw_torch" holds for a moment on a GPU, where it works on lists of tensors.  Mixtures of experts and state-space
+layers are not known.
 """
 
 from __future__ import annotations
@@ -144,6 +147,7 @@ class _Setup:
     shape: Shape
     tokens: int
     counted: int
+    shared: int
     rank: int  # of LoRA; 0 trains everything
     weight: int
     activation: int
@@ -179,7 +183,7 @@ class _Setup:
             per_token += (FLOAT + (0 if lora else a)) * (d + e) + FLOAT * (s.heads + s.key_values)
         if lora:
             per_token += (7 if s.gated else 6) * self.rank * (a if self.autocast else FLOAT)
-        return self.tokens * per_token
+        return self.tokens * per_token + self.shared * 2 * a * e
 
     def workspace(self) -> int:
         """What a layer's backward, or its forward without gradient, holds for a moment: three rows of its MLP, where
@@ -208,9 +212,10 @@ class _Setup:
         if not self.rank and self._kept:
             saved = N * s.vocabulary * FLOAT + out + copy
             return saved, saved + out + inputs
-        chunk = min(N, products.BUDGET // (s.vocabulary * FLOAT) or 1) * s.vocabulary
+        chunk = min(N, products.BUDGET // (s.vocabulary * FLOAT) or 1)
         # the logits of a chunk are there while the next ones are computed
-        loop = (1 if chunk == N * s.vocabulary else 2) * FLOAT * chunk + (a * chunk if self.rank else 0)
+        after = min(chunk, N - chunk)
+        loop = s.vocabulary * (FLOAT * (chunk + after) + (a * chunk if self.rank else 0))
         return out + (0 if self.rank else copy), 2 * out + copy + loop + inputs
 
     @property
@@ -228,7 +233,9 @@ class _Setup:
         at_a_time = min(N, TOKENS)
         entry = at_a_time * (FLOAT + a) + s.hidden * FLOAT
         slab = min(s.vocabulary, max(128, products.SLAB // entry // 128 * 128))
-        logits = at_a_time * slab * max(2 * a, a + (0 if self._kept else FLOAT))
+        # what one block wrote is there while the next one is made
+        after = slab if at_a_time < N else min(slab, s.vocabulary - slab)
+        logits = at_a_time * max(a * (slab + after), (a + (0 if self._kept else FLOAT)) * slab)
         return slab * s.hidden * FLOAT + logits + N * s.hidden * FLOAT + rows
 
 
@@ -237,6 +244,7 @@ def estimate(
     *,
     tokens: int,
     counted: int | None = None,
+    shared: int = 0,
     lora_r: int = 0,
     reference: str = "frozen",
     dtype: torch.dtype = torch.float32,
@@ -248,17 +256,20 @@ def estimate(
     passes: int = 1,
     sharding: str = "none",
     ranks: int = 1,
+    sync_each_batch: bool = False,
 ) -> Memory:
     """Peak memory of an optimiser step on each device, in bytes.
 
     model      a configuration, a model (on the meta device costs nothing), or its `Shape`
     tokens     that a device runs in one pass: all of its batch, or at most the token_budget, padding included
     counted    of these, the ones that the head sees; by default all
+    shared     tokens of prompt and response, over all responses but the first to a prompt, where these share it
     lora_r     rank of an adapter on every linear layer but the head; 0 trains all weights
     reference  frozen (a copy of the weights), adapter (none of its own), cached or none
     dtype, autocast   of the weights; of the products, where that is another
     passes     per optimiser step: more than one keeps gradients beside activations
     sharding   none, ddp, zero2 and zero3 (DeepSpeed), fsdp2, over `ranks` devices
+    sync_each_batch   accelerate's option: FSDP2 reduces gradients after every pass
 
     Raises ValueError for what is not known.
     """
@@ -275,75 +286,64 @@ def estimate(
     shape = model if isinstance(model, Shape) else Shape.of(model)
     casts = autocast is not None and autocast != dtype
     activation = (autocast if casts else dtype).itemsize
-    setup = _Setup(shape, tokens, counted, lora_r, dtype.itemsize, activation, casts, gradient_checkpointing, packed)
-    return Memory(_moments(setup, reference, STATES[optim], optim, fused_head, passes, sharding, ranks))
+    setup = _Setup(
+        shape, tokens, counted, shared, lora_r, dtype.itemsize, activation, casts, gradient_checkpointing, packed
+    )
+    return Memory(_moments(setup, reference, STATES[optim], fused_head, passes, sharding, ranks, sync_each_batch))
 
 
 def _moments(
-    setup: _Setup, reference: str, states: int, optim: str, fused: bool, passes: int, sharding: str, ranks: int
+    setup: _Setup, reference: str, states: int, fused: bool, passes: int, sharding: str, ranks: int, syncs: bool
 ) -> dict[str, Parts]:
     s, trained, whole = setup.shape, setup.trained_bytes, setup.shape.parameters * setup.weight
-    own = whole + (trained if setup.rank else 0)
+    updated = trained // setup.trained if not sharding.startswith("zero") else FLOAT
     of_weights = ranks if sharding in ("zero3", "fsdp2") else 1
     of_gradients = ranks if sharding in ("zero2", "zero3", "fsdp2") else 1
     gradients = trained // of_gradients
-    held = {
-        "weights": own // of_weights,
-        "reference": whole // of_weights if reference == "frozen" else 0,
-        "optimiser": states * trained // of_gradients,
-        "copies": _copies(setup, sharding, of_gradients),
-    }
-    # gathered: the layer that runs and the next, and what stands outside of layers, with the gradients of a layer
-    gathered = 0
-    if of_weights > 1:
-        outside = s.parameters - s.layers * s.layer
-        gathered = (outside + 2 * s.layer) * setup.weight + (0 if setup.rank else s.layer * FLOAT)
-    before = gradients if passes > 1 else 0  # of earlier passes
+    # FSDP2 keeps them whole between passes of a step, unless it reduces them after each
+    between = trained if sharding == "fsdp2" and passes > 1 and not syncs else gradients
+    before = between if passes > 1 else 0
+    # whole, of the head and of the input embedding: it becomes a gradient, is added to one, or is reduced to a share
     of_head = 0 if setup.rank else s.head * setup.weight
-    # what a later pass adds to a gradient that is there; FSDP and DeepSpeed reduce it from a whole one
-    fresh = of_head if passes > 1 or of_gradients > 1 else 0
+    own = passes == 1 and of_gradients == 1 and not s.tied
+    outside = s.parameters - s.layers * s.layer
+    # the layer that runs and the next one, what stands outside of layers, and a layer's gradients
+    gathered = (outside + (2 if setup.rank else 3) * s.layer) * setup.activation
+    # FSDP2 gathers weights in the dtype of the products
+    casts = setup.activation * s.linear if setup.autocast and sharding != "fsdp2" else 0
+    later_casts = casts // s.layers if setup.checkpointing else casts
     saved, head = setup.head_forward(fused)
-    activations, workspace = setup.layers(), setup.workspace()
-    if setup.checkpointing:
-        workspace += setup.layer()
-    casts = setup.activation * s.linear if setup.autocast else 0
-    of_layer_casts = casts // s.layers if setup.checkpointing else casts
+    activations, layer = setup.layers(), setup.layer()
+    again = layer if setup.checkpointing else 0  # a layer computed once more
 
-    def at(gradients: int, activations: int, head: int, workspace: int, casts: int = 0) -> Parts:
-        return held | {
-            "gathered": gathered, "gradients": gradients, "activations": activations, "head": head,
-            "workspace": workspace, "weights in autocast": casts,
-        }  # fmt: skip
+    def at(**parts: int) -> Parts:
+        return {
+            "weights": (whole + (trained if setup.rank else 0)) // of_weights,
+            "gathered": gathered if of_weights > 1 else 0,
+            "reference": whole if reference == "frozen" else 0,
+            "optimiser": states * setup.trained * updated // of_gradients,
+            "copies": _copies(setup, sharding, of_gradients),
+        } | parts
 
     moments = {
-        "the end of the forward": at(before, activations, head, 0, casts),
+        "the end of the forward": at(gradients=before, activations=activations, head=head, casts=casts),
         "the head's backward": at(
-            max(before, 0 if of_gradients > 1 else of_head) + fresh,
-            activations,
-            saved + setup.head_backward(fused),
-            0,
-            of_layer_casts,
+            gradients=before + of_head, activations=activations, head=saved + setup.head_backward(fused),
+            casts=later_casts,
         ),
         "the last layer's backward": at(
-            max(before, 0 if of_gradients > 1 else of_head) + (fresh if of_gradients > 1 else 0),
-            activations,
-            0,
-            workspace,
-            of_layer_casts,
+            gradients=max(before, of_head // of_gradients), activations=activations,
+            workspace=setup.workspace() + again, casts=later_casts,
         ),
-        # a dense gradient of the input embedding, beside the head's where they are tied
         "the end of the backward": at(
-            gradients + (fresh or (of_head if s.tied else 0)),
-            0,
-            0,
-            workspace + (0 if setup.checkpointing else setup.layer()),
-            casts // s.layers,
+            gradients=(between if passes > 1 else gradients) + (0 if own else of_head), activations=layer,
+            workspace=setup.workspace(), casts=casts // s.layers,
         ),
-        # PyTorch's AdamW over lists of tensors, on a GPU, holds one more number per weight for a moment
-        "the optimiser's step": at(gradients, 0, 0, 0) | {"gathered": 0},
-    }
+        "the optimiser's step": at(gradients=gradients),
+    }  # fmt: skip
     if reference in ("frozen", "adapter"):
-        moments = {"the reference's forward": at(before, 0, head - saved, setup.workspace())} | moments
+        forward = at(gradients=before, head=head - saved, workspace=setup.workspace())
+        moments = {"the reference's forward": forward} | moments
     return moments
 
 
