@@ -64,6 +64,15 @@ def test_more_is_more_and_shards_are_less():
     assert total(**several) > total(**several, sync_each_batch=True)
 
 
+def test_zero_by_hand():
+    """Section 3 of the paper: 2 bytes of weights, and of 2 + 4 + 8 for gradient, copy and AdamW a share."""
+    whole, ranks = Shape.of(llama()).parameters, 4
+    memory = estimate(llama(), tokens=TOKENS, autocast=torch.bfloat16, sharding="zero2", ranks=ranks)
+    step = memory.moments["the optimiser's step"]
+    assert (step["weights"], step["gradients"], step["optimiser"]) == (2 * whole, 2 * whole // 4, 8 * whole // 4)
+    assert step["copies"] == 4 * whole // ranks + 2 * 32**2
+
+
 def test_the_table_adds_up():
     memory = estimate(llama(), tokens=256)
     lines = memory.table().splitlines()

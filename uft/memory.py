@@ -285,6 +285,8 @@ def estimate(
         raise ValueError(f"found {counted} of {tokens} tokens counted, {passes} passes and {ranks} ranks")
     shape = model if isinstance(model, Shape) else Shape.of(model)
     casts = autocast is not None and autocast != dtype
+    if casts and sharding.startswith("zero"):  # DeepSpeed turns the weights themselves into autocast's dtype
+        dtype, casts = autocast, False
     activation = (autocast if casts else dtype).itemsize
     setup = _Setup(
         shape, tokens, counted, shared, lora_r, dtype.itemsize, activation, casts, gradient_checkpointing, packed
