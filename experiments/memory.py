@@ -295,8 +295,8 @@ def write(record: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     where = ", ".join(hardware.get("gpu", [])) or f"{hardware['cpu']}, one thread"
     head = (
         f"Measured {record['date'][:10]} on {where}, torch {record['versions']['torch']}, transformers "
-        f"{record['versions']['transformers']}, commit {record['commit']} (the formula may be of a later one); float32 where "
-        "nothing else is said.\n\n"
+        f"{record['versions']['transformers']}, commit {record['commit']} (the formula may be of a later one); "
+        "float32 where nothing else is said.\n\n"
     )
     report = "# Memory of a training step\n\n" + head + table(rows) + "\n\n![measured and formula](memory.png)\n"
     (FOLDER / "report.md").write_text(report)
