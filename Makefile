@@ -4,7 +4,8 @@
 #   make real-small     the same question on real text and feedback; the files' folder as DATA=...
 #   make bench-kernels  heads against every peer and the bare products, on a GPU or at the CPU's shapes
 #   make bench-training a training step beside TRL's; real prompts from a folder of files as DATA=...
-# Others: compare-full, compare-quick, test-slow, test-oldest, lint, format, clean
+#   make bench-memory   measured peaks of training steps against the formula of uft/memory.py: a table and a figure, minutes
+# Others: compare-full, compare-quick, test-slow, test-oldest, test-deepspeed, lint, format, clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 SHELL := /bin/bash
 
-.PHONY: compare compare-full compare-quick real-small bench-kernels bench-training test test-slow test-oldest lint format setup clean
+.PHONY: compare compare-full compare-quick real-small bench-kernels bench-training bench-memory test test-slow test-oldest test-deepspeed lint format setup clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -46,6 +47,9 @@ bench-kernels: $(VENV)/.installed-dev
 bench-training: $(VENV)/.installed-dev
 	$(BIN)/python -m experiments.training_speed $(if $(DATA),--data $(DATA))
 
+bench-memory: $(VENV)/.installed
+	$(BIN)/python -m experiments.memory
+
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
@@ -59,6 +63,11 @@ test-oldest:
 	@.venv-oldest/bin/python -c "import torch" 2>/dev/null || .venv-oldest/bin/pip install -q torch==2.13.0
 	@.venv-oldest/bin/pip install -q -e . "transformers==5.17.0" pytest beartype hypothesis
 	.venv-oldest/bin/python -m pytest tests/test_trainer.py tests/test_reference.py tests/test_stages.py tests/test_compute.py tests/test_head.py
+
+# ZeRO on CPUs; DeepSpeed builds nothing while it is installed
+test-deepspeed: $(VENV)/.installed-dev
+	@DS_BUILD_OPS=0 $(PIP) -e ".[deepspeed]"
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_deepspeed.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -45,7 +45,8 @@ def test_imports_point_one_way(folder, packages):
 
 def test_only_models_and_their_head_meet_kernels():
     meets = {f.relative_to(ROOT / "uft").as_posix() for f in (ROOT / "uft").rglob("*.py") if uses(f, "uft_kernels")}
-    assert meets <= {"head.py", "models.py", "objective.py"}
+    # memory.py reads the budgets of their buffers
+    assert meets <= {"head.py", "memory.py", "models.py", "objective.py"}
 
 
 def python(code: str, *, hidden: tuple[str, ...] = ()) -> None:

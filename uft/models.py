@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.integrations import deepspeed
 from uft_kernels import token_divergence, token_logprob
 
 from uft.attention import packed_inputs, packing_of
@@ -42,9 +43,22 @@ def load_policy(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
-    if isinstance(model, PretrainedConfig):
-        return AutoModelForCausalLM.from_config(model, **options)
-    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
+    with _whole():
+        if isinstance(model, PretrainedConfig):
+            return AutoModelForCausalLM.from_config(model, **options)
+        return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Under ZeRO-3 transformers would hand out weights while they are loaded.  Head and attention are tried out and
+    references copied before that, so they are loaded whole into each rank's host memory; DeepSpeed shards them then."""
+    before = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = before
 
 
 def fresh_policy(path: str, **overrides: Any) -> PreTrainedModel:

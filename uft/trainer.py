@@ -139,7 +139,10 @@ class UnifiedTrainer(GuardedTrainer):
         self.guard = StepGuard(self)
         self.add_callback(self.guard)
         if self.reference is not None and isinstance(getattr(self.reference, "model", None), nn.Module):
-            self.reference.model = self.accelerator.prepare_model(self.reference.model, evaluation_mode=True)
+            # whole on the device, also under FSDP, where accelerate would leave it on the host
+            self.reference.model = self.accelerator.prepare_model(
+                self.reference.model, device_placement=True, evaluation_mode=True
+            )
         if lay_out(self.model, self.reference, args):
             self.data_collator = self.data_collator.packed()
         cached = self.objective.needs_reference and self.reference is None
