@@ -1,5 +1,6 @@
 """A checkpoint is whole, or it is refused by name; of another run it is refused too; a full disk costs no older one."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -14,9 +15,10 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from uft import checkpoint as checkpoints
-from uft import manifest
-from uft.checkpoint import check_writable, is_whole, last_checkpoint
+from uft import manifest, run_identity
+from uft.checkpoint import check_writable, is_whole, last_checkpoint, superfluous
 from uft.config import UnifiedConfig
+from uft.presets import make_objective
 from uft.run_identity import ARGUMENTS
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -119,7 +121,36 @@ OTHERS = {
     "seed": ({"seed": 1}, "seed is 42 there and 1 here"),
     "learning rate": ({"learning_rate": 0.5}, "learning_rate is 0.01 there and 0.5 here"),
     "padding": ({"padding_side": "left"}, "padding_side"),
+    "layout": ({"layout": "padded"}, "packed is true there and false here"),
+    "configuration": ({"policy": {"rms_norm_eps": 0.1}}, "configuration is"),
+    "weight": ({"objective": {"sft": {"loss": "nll", "weight": 2.0}, "preference": {"loss": "dpo"}}}, "sft.weight"),
 }
+
+
+def test_an_adapter_of_another_scale_is_another_run(tmp_path):
+    run(tmp_path, "sft", ("demonstrations",), peft_config=LORA).train()
+    other = dataclasses.replace(LORA, lora_alpha=64)
+    with pytest.raises(ValueError, match=r"adapter is"):
+        run(tmp_path, "sft", ("demonstrations",), peft_config=other).train(resume_from_checkpoint=True)
+
+
+def test_weights_over_time_are_compared_by_their_values():
+    constant, falling, slower = (
+        run_identity._objective(make_objective("dpo_nll").with_weights(sft=weight))
+        for weight in (1.0, lambda p: 1 - p, lambda p: 1 - p / 2)
+    )
+    assert falling != slower != constant
+    assert falling == run_identity._objective(make_objective("dpo_nll").with_weights(sft=lambda p: 1 - p))
+
+
+def test_checkpoints_that_are_newer_by_name_alone_go_first(tmp_path):
+    """Torn ones that were passed over, or those of an older run, must not outlive what was just written."""
+    for step in (3, 4, 6):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    written = tmp_path / "checkpoint-4"
+    assert [path.name for path in superfluous(tmp_path, 1, None, written)] == ["checkpoint-6", "checkpoint-3"]
+    assert [path.name for path in superfluous(tmp_path, 2, None, written)] == ["checkpoint-6"]
+    assert [path.name for path in superfluous(tmp_path, 1, None)] == ["checkpoint-3", "checkpoint-4"]
 
 
 @pytest.mark.parametrize("other", OTHERS)

@@ -196,3 +196,11 @@ def test_ranks_agree(tmp_path):
     said = [line for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("NonFiniteStep")]
     assert len(said) == 2 and said[0] == said[1] and "data set 'pairs', row 5;" in said[0]
     assert join(start_ranks(ranks, str(tmp_path / "skip"), "skip")) == [0, 0]
+
+
+def test_skipping_ends_where_every_step_is_bad(tmp_path):
+    """Weights that are spoilt make every step bad; a run that skips them all would end as if it had trained."""
+    faulty = run(tmp_path, dataset(KINDS), Watch(), on_non_finite="skip", max_steps=30)
+    faulty.model.lm_head.weight.data[0] = NAN
+    with pytest.raises(NonFiniteStep, match=r"step 10: the loss is nan, the 10th such step in a row"):
+        faulty.train()

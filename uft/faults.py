@@ -22,6 +22,7 @@ from uft.signals import SIGNALS, Interrupted, StopSignals, Terminated
 logger = logging.get_logger(__name__)
 
 ON_NON_FINITE = ("error", "skip")
+IN_A_ROW = 10  # steps that are skipped before the weights themselves must be to blame
 SHOWN = 8  # rows of a source that a message names
 
 
@@ -46,6 +47,7 @@ class StepGuard(TrainerCallback):
         self.signals = StopSignals()
         self.stop: int | None = None  # the signal that all ranks have agreed to follow
         self._seen: list[Seen] = []
+        self._in_a_row = 0  # steps that were not finite
 
     def begin(self) -> None:
         """Before anything of a step is computed or counted."""
@@ -70,6 +72,7 @@ class StepGuard(TrainerCallback):
             flags = trainer.accelerator.reduce(flags, "sum")
         bad, *signalled = flags.tolist()
         self.stop = next((number for number, n in zip(SIGNALS, signalled) if n), None)
+        self._in_a_row = self._in_a_row + 1 if bad else 0
         if bad:
             self._not_finite(args, state, float(norm))
         self._seen = []
@@ -95,7 +98,9 @@ class StepGuard(TrainerCallback):
         worst = max(severity for severity, _ in rows)
         where = _named(row for severity, found in rows if severity == worst for row in found)
         what = f"the loss is {wrong[0]}" if wrong else f"the loss is finite, but the norm of its gradient is {norm}"
-        skip = args.on_non_finite == "skip"
+        skip = args.on_non_finite == "skip" and self._in_a_row < IN_A_ROW
+        if self._in_a_row == IN_A_ROW:
+            what += f", the {IN_A_ROW}th such step in a row"
         trainer.run_state.restore(self._before, counters=not skip)
         trainer._tr_loss = self._loss_before
         trainer.model_wrapped.zero_grad()  # without gradients the optimiser changes neither weights nor its state

@@ -23,7 +23,7 @@ weight:
     gated MLP             4 a i           gate, its activation, up, their product
     LoRA of rank r        7 r a           and its inputs in the adapter's dtype, which is float32 without autocast
 
-`tests/test_memory.py` counts them with hooks, to the byte.  At its end a backward holds every gradient and no
+`tests/test_memory_estimate.py` counts them with hooks, to the byte.  At its end a backward holds every gradient and no
 activation, at its beginning every activation and no gradient but the head's; layers are alike, so what lies between is
 never more.  A step in several passes (accumulation, or a `token_budget`) has every gradient from its second pass on.
 

@@ -20,6 +20,7 @@ from torch import nn
 from transformers.utils import logging
 
 from uft.models import FrozenReference, is_peft, unwrapped
+from uft.objective import Objective, weight_at
 from uft.record import plain, write_json
 
 logger = logging.get_logger(__name__)
@@ -28,10 +29,15 @@ FILE = "run_identity.json"
 # of the configuration: whatever the arithmetic of an optimiser step, or the order of the data, depends on
 ARGUMENTS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "dataloader_drop_last", "seed",
-    "data_seed", "padding_side", "pad_to_multiple_of", "prefix_sharing", "token_budget", "reference_cache_exact",
-    "disable_dropout", "fused_head", "filter_eps", "reference",
+    "data_seed", "ignore_data_skip", "padding_side", "pad_to_multiple_of", "prefix_sharing", "token_budget",
+    "reference_cache_exact", "disable_dropout", "fused_head", "filter_eps", "reference",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay",
     "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16", "tf32",
+)  # fmt: skip
+# of configurations: what says where a model came from, and not what it computes
+NAMES = (
+    "_name_or_path", "base_model_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype", "revision",
+    "inference_mode", "peft_version",
 )  # fmt: skip
 # weights of another shape cannot be loaded, whatever the user says
 NEVER_ACCEPTED = ("model",)
@@ -51,7 +57,9 @@ def run_identity(trainer: Any) -> dict[str, Any]:
             "shapes": _digest((name, tuple(p.shape), str(p.dtype)) for name, p in trained),
         },
         "frozen_weights": _frozen_weights(trainer, model),
-        "objective": {term.pop("name", str(i)): term for i, term in enumerate(map(dict, trainer.objective.describe()))},
+        "configuration": _digest(sorted((k, v) for k, v in bare.config.to_dict().items() if k not in NAMES)),
+        "adapter": _adapter(model),
+        "objective": _objective(trainer.objective),
         "data": {
             "sources": dict(zip(data.sources, zip(data.sizes, data.weights))),
             "fingerprint": data.fingerprint[:16],
@@ -62,6 +70,7 @@ def run_identity(trainer: Any) -> dict[str, Any]:
         "software": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "attention": getattr(bare.config, "_attn_implementation", None),
             "device": args.device.type,
             "threads": torch.get_num_threads() if args.device.type == "cpu" else None,
         },
@@ -116,6 +125,25 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str =
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _objective(objective: Objective) -> dict[str, Any]:
+    """The terms by name; a weight that is a function by its values over a run."""
+    found = {}
+    for term, told in zip(objective.terms, objective.describe(), strict=True):
+        found[term.name] = {**told, "weight": [weight_at(term.weight, k / 8) for k in range(9)]}
+    return found
+
+
+def _adapter(model: nn.Module) -> str | None:
+    """A digest of what peft was told, but for where the base model came from."""
+    if not is_peft(model):
+        return None
+    configs = ((name, sorted(vars(config).items())) for name, config in sorted(model.peft_config.items()))
+    return _digest(
+        (name, [(k, sorted(v) if isinstance(v, set) else v) for k, v in fields if k not in NAMES])
+        for name, fields in configs
+    )
 
 
 def _frozen_weights(trainer: Any, model: nn.Module) -> dict[str, str | None]:
