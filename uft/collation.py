@@ -20,22 +20,22 @@ from uft.segments import Part, Segments
 
 
 class Row(NamedTuple):
-    """Response `k` of the example at `index` of what is collated, with the prompt that stands before it.
+    """Response `k` of the `nth` example of what is collated, with the prompt that stands before it.
 
-    By index, not by identity: a mixture may draw an example twice.
+    By number, not by identity: a mixture may draw an example twice.
     """
 
     prompt: np.ndarray
     example: Example
     k: int
-    index: int = 0
+    nth: int = 0
 
     @property
     def tokens(self) -> np.ndarray:
         return self.example.responses[self.k].tokens
 
     @property
-    def place(self) -> int:
+    def index(self) -> int:
         """Where the example stands in its source: chunks of a document share a row number, but no place."""
         return self.example.row if self.example.index is None else self.example.index
 
@@ -58,9 +58,9 @@ class Row(NamedTuple):
         return np.concatenate([[False], mask[1:]])  # nothing stands before the first to predict it from
 
 
-def rows_of(example: Example, index: int = 0) -> list[Row]:
+def rows_of(example: Example, nth: int = 0) -> list[Row]:
     responses = enumerate(example.responses)
-    return [Row(example.prompt if r.prompt is None else r.prompt, example, k, index) for k, r in responses]
+    return [Row(example.prompt if r.prompt is None else r.prompt, example, k, nth) for k, r in responses]
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class Collator:
 
     def batch(self, rows: Sequence[Row], need: Need | None = None) -> Batch:
         """One batch of these responses."""
-        place = {(row.index, row.k): i for i, row in enumerate(rows)}
-        owners = {row.index: row.example for row in rows}
-        prompts = {index: i for i, index in enumerate(owners)}
+        place = {(row.nth, row.k): i for i, row in enumerate(rows)}
+        owners = {row.nth: row.example for row in rows}
+        prompts = {nth: i for i, nth in enumerate(owners)}
         preferences = [
-            (place[index, better], place[index, worse])
-            for index, example in owners.items()
+            (place[nth, better], place[nth, worse])
+            for nth, example in owners.items()
             for better, worse in example.preferences
-            if (index, better) in place and (index, worse) in place
+            if (nth, better) in place and (nth, worse) in place
         ]
         length = np.array([len(row.prompt) + len(row.tokens) for row in rows], dtype=np.int64)
 
@@ -110,9 +110,9 @@ class Collator:
             kind=whole([KINDS.index(row.kind) for row in rows]),
             source=whole([self.sources.index(row.example.source) for row in rows]),
             row=whole([row.example.row for row in rows]),
-            index=whole([row.place for row in rows]),
+            index=whole([row.index for row in rows]),
             response=whole([row.k for row in rows]),
-            prompt=whole([prompts[row.index] for row in rows]),
+            prompt=whole([prompts[row.nth] for row in rows]),
             target=real([row.example.responses[row.k].target for row in rows]),
             weight=real([row.example.responses[row.k].weight for row in rows]),
             preferences=whole(preferences).reshape(-1, 2),
@@ -189,7 +189,7 @@ class Collator:
 
     def _reference_logp(self, row: Row) -> float:
         example = row.example
-        values = self.reference_logps.get((example.source, row.place), ())
+        values = self.reference_logps.get((example.source, row.index), ())
         if row.k < len(values):
             return values[row.k]
         if example.kind in self.reference_kinds:

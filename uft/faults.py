@@ -21,7 +21,6 @@ from uft.signals import SIGNALS, Interrupted, StopSignals, Terminated
 
 logger = logging.get_logger(__name__)
 
-ON_NON_FINITE = ("error", "skip")
 IN_A_ROW = 10  # steps that are skipped before the weights themselves must be to blame
 SHOWN = 8  # rows of a source that a message names
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 from uft_kernels import token_divergence, token_logprob
 
@@ -59,11 +59,6 @@ def _whole() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = before
-
-
-def fresh_policy(path: str, **overrides: Any) -> PreTrainedModel:
-    """A model of the architecture at `path` with new random weights; `overrides` change its config."""
-    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **overrides))
 
 
 @dataclass(frozen=True)

@@ -185,8 +185,6 @@ class UnifiedTrainer(GuardedTrainer):
         batches = self.batches_of(self.train_dataset, training=True)
         return make_loader(self.train_dataset, batches, self.data_collator, self.args)
 
-    # ---- reference ----
-
     def get_eval_dataloader(self, eval_dataset: Any = None):
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         data = self.eval_dataset[data] if isinstance(data, str) else data
@@ -202,6 +200,8 @@ class UnifiedTrainer(GuardedTrainer):
         return make_loader(data, self.batches_of(data, training=False), cut, self.args)
 
     get_test_dataloader = get_eval_dataloader
+
+    # ---- a run and its record ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         if resume_from_checkpoint is True:
