@@ -1,6 +1,7 @@
 """What every test shares."""
 
 import os
+import signal
 import tempfile
 from importlib.util import find_spec
 
@@ -10,6 +11,10 @@ import torch
 # Without a GPU kernels run through Triton's interpreter, which must be chosen before triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# a shell lets what it runs in the background ignore Ctrl-C, and children would inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shapes and dtypes in annotations are enforced here; 2 counts as a float, as PEP 484 has it. `make test` installs both
 # packages; kernels are also tested on machines that have only what training needs.

@@ -82,7 +82,7 @@ def test_training_goes_on_from_the_whole_one(folder, made):
         assert (folder / "checkpoint-4" / name).read_bytes() == (made / "checkpoint-4" / name).read_bytes()
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"files": 3}'])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"files": 3}', '{"files": {"a": {}}}'])
 def test_without_its_list_of_files_it_is_torn(content, folder):
     path = folder / "checkpoint-4" / "manifest.json"
     path.unlink() if content is None else path.write_text(content)
@@ -268,7 +268,7 @@ def test_a_full_disk_under_the_reference_cache(tmp_path, monkeypatch):
         file.write(b"PK")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("uft.reference_cache.np.savez", full)
+    monkeypatch.setattr("uft.logps.np.savez", full)
     with pytest.raises(OSError, match=r"_reference-.*npz: .*could not be written \(No space left on device\)"):
         run(tmp_path, reference="cached").train()
     assert list(tmp_path.iterdir()) == []

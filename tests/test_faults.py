@@ -92,6 +92,8 @@ def test_a_step_is_skipped_where_the_user_says_so(tmp_path, monkeypatch):
     # the norm of the skipped gradient is logged as it was
     assert sum(not math.isfinite(v) for v in numbers) <= 2
     logged = {entry["step"]: entry for entry in faulty.state.log_history if "loss/sft" in entry}
+    entries = [entry for entry in faulty.state.log_history if entry["step"] == skipped]
+    assert entries and not any("loss" in entry for entry in entries)
     assert skipped not in logged and all(math.isfinite(entry["loss"]) for entry in logged.values())
     assert logged[12]["skipped_steps"] == 2
     assert json.loads((tmp_path / "run.json").read_text())["compute"]["skipped_steps"] == 2

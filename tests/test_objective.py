@@ -9,8 +9,9 @@ from mixed import dataset, model
 from uft import losses
 from uft.collation import Collator
 from uft.models import FrozenReference, score
-from uft.objective import Divergence, Likelihood, Objective, Pairwise
+from uft.objective import Objective
 from uft.presets import PRESETS, make_objective
+from uft.terms import Divergence, Likelihood, Pairwise
 
 SOURCES = ("demonstrations", "pairs", "labels", "scores", "documents")
 

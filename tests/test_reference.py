@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from mixed import dataset, model, parameters, trainer
+from mixed import VOCABULARY, dataset, model, parameters, trainer
 from peft import LoraConfig
 
-from uft import reference_cache
+from uft import loading, reference_cache
 from uft.collation import Collator
+from uft.logps import Logps
 from uft.models import AdapterReference, adapter_is_identity, make_reference, merged, score
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -152,3 +153,52 @@ def test_the_policy_cannot_be_its_own_reference():
     policy = model()
     with pytest.raises(ValueError, match="reference is the model that is trained"):
         trainer("dpo", dataset(("pairs",)), policy, reference_model=policy)
+
+
+def test_a_reference_must_know_the_tokens():
+    small = model(vocab_size=VOCABULARY - 1)
+    with pytest.raises(ValueError, match=f"found a vocabulary of {VOCABULARY - 1} and {VOCABULARY} in the policy"):
+        trainer("dpo", dataset(("pairs",)), reference_model=small)
+    padded = model(vocab_size=VOCABULARY + 4)
+    assert trainer("dpo", dataset(("pairs",)), reference_model=padded).reference.model is padded
+    kl = {"kl": {"loss": "kl", "on": "pairs"}}
+    with pytest.raises(ValueError, match="a KL compares the same tokens"):
+        trainer(kl, dataset(("pairs",)), reference_model=padded)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "cached"])
+def test_before_training_evaluation_runs_both_models_in_the_precision_of_training(mode, tmp_path):
+    data = dataset(("pairs",))
+    run = trainer("dpo", data, eval_dataset=data, reference=mode, output_dir=tmp_path, bf16=True)
+    assert run.evaluate()["eval_rewards/margins"] == 0.0
+    exact = trainer("dpo", data, eval_dataset=data, reference=mode, output_dir=tmp_path)
+    assert run.evaluate()["eval_logps/chosen"] != exact.evaluate()["eval_logps/chosen"]
+
+
+@pytest.mark.parametrize("rope, reach", [("dynamic", 128), ("longrope", 32)])
+def test_rotary_embeddings_that_follow_the_longest_row_are_told(rope, reach, monkeypatch):
+    """Of the others in the batch, the log-probabilities of a row must not depend silently."""
+    said = []
+    monkeypatch.setattr(loading.logger, "warning_once", said.append)
+    parameters = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0}
+    if rope == "longrope":
+        factors = [1.0] * 4
+        parameters |= {"original_max_position_embeddings": 32, "long_factor": factors, "short_factor": factors}
+    for longest in (reach, reach + 1):
+        trainer("sft", dataset(("demonstrations",)), model(rope_parameters=parameters), max_length=longest)
+        told = [text for text in said if f"{rope} rotary embeddings beyond {reach} tokens" in text]
+        assert len(told) == (longest > reach)
+
+
+def test_logps_are_kept_by_place(tmp_path):
+    first = {"a": np.array([0, 2, 3]), "b": np.array([0, 1])}
+    known = Logps(first, {"a": np.float32([-1, -2, np.nan]), "b": np.float32([np.nan])})
+    assert known.get(("a", 0)) == [-1.0, -2.0]
+    for unknown in (("a", 1), ("a", 2), ("a", -1), ("b", 0), ("c", 0)):
+        assert known.get(unknown) == ()
+    assert known.known("a").tolist() == [True, False] and known.known("b").tolist() == [False]
+    known.fill(Logps(first, {"a": np.float32([-9, -9, -3]), "b": np.float32([-4])}))
+    assert known.get(("a", 0)) == [-1.0, -2.0] and known.get(("a", 1)) == [-3.0] and known.get(("b", 0)) == [-4.0]
+    known.save(tmp_path / "file.npz")
+    again = Logps.load(tmp_path / "file.npz")
+    assert [again.get(("a", i)) for i in (0, 1)] == [[-1.0, -2.0], [-3.0]] and Logps.load(tmp_path / "none.npz") is None

@@ -17,9 +17,9 @@ from mixed import Tokenizer, dataset, model, parameters, trainer
 from peft import LoraConfig
 from processes import TIMING, assert_same_end, join, ranks_resume, start, start_ranks, wait_for, write_end
 
-from uft import reference_cache
 from uft.checkpoint import is_whole, last_checkpoint, superfluous
 from uft.config import UnifiedConfig
+from uft.logps import Logps
 from uft.stages import Budget, Stage, run_stages
 
 OBJECTIVE = {
@@ -230,15 +230,15 @@ def test_killed_while_the_reference_cache_is_written(tmp_path, monkeypatch):
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def between_the_files(path, logps):
-        save_logps(path, logps)
+    def between_the_files(logps, path):
+        save(logps, path)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    save_logps = reference_cache.save_logps
-    for target, killing in (("np.savez", half_the_file), ("save_logps", between_the_files)):
+    save = Logps.save
+    for target, killing in (("np.savez", half_the_file), ("Logps.save", between_the_files)):
         folder = tmp_path / killing.__name__
         with monkeypatch.context() as patch:
-            patch.setattr(f"uft.reference_cache.{target}", killing)
+            patch.setattr(f"uft.logps.{target}", killing)
             assert join([start(train, str(folder), False, **options)]) == [-signal.SIGKILL]
         assert len(list(folder.glob("_reference-*.npz"))) == (killing is between_the_files)
         assert join([start(train, str(folder), True, **options)]) == [0]

@@ -2,9 +2,12 @@
 
 import copy
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from mixed import KINDS, dataset, model
 from peft import LoraConfig, get_peft_model
 from ranks import run
@@ -19,6 +22,7 @@ from uft.feedback import mismatched
 from uft.head import causal_model, fuse_head
 from uft.models import AdapterReference, FrozenReference, score
 from uft.presets import make_objective
+from uft.sharding import by_fsdp2
 
 # KTO and BCO want statistics over the step, which the trainer collects
 OBJECTIVE = {name: term for name, term in EVERYTHING.items() if term.get("loss") not in ("kto", "bco")}
@@ -39,7 +43,23 @@ def prepared(seed: int, lora: bool) -> torch.nn.Module:
     return policy
 
 
-def sharded(policy: torch.nn.Module, how: str) -> torch.nn.Module:
+def accelerated() -> SimpleNamespace:
+    """As much of an accelerator as shards a model: accelerate's own makes one on accelerators alone."""
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )  # fmt: skip
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    return SimpleNamespace(
+        state=state, mixed_precision="no", is_main_process=True, device=torch.device("cpu"), torch_device_mesh=None
+    )
+
+
+def sharded(policy: torch.nn.Module, how: str, frozen: bool = False) -> torch.nn.Module:
+    if how == "accelerate":
+        by_fsdp2(policy, accelerated()) if frozen else fsdp2_prepare_model(accelerated(), policy)
+        assert all(isinstance(p, DTensor) for p in policy.parameters())
+        return policy
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     inner = causal_model(policy)
     for layer in inner.model.layers:
@@ -62,7 +82,7 @@ def steps(folder, name: str, world: int, how: str, lora: bool) -> None:
         torch.distributed.init_process_group("gloo")
         sharded(policy, how)
         if not lora:
-            sharded(reference.model, how)
+            sharded(reference.model, how, frozen=True)
     objective = make_objective(OBJECTIVE)
     examples = mismatched(dataset()[:])
     cut = Cutter(Collator(0, sources=KINDS, packed=True), objective.need, objective.needs, token_budget=100)
@@ -95,6 +115,7 @@ def steps(folder, name: str, world: int, how: str, lora: bool) -> None:
 
 
 @pytest.mark.parametrize("ranks, how, lora", [(2, "head in the root", False), (4, "head apart", False),
+                                              (2, "accelerate", False), (4, "accelerate", True),
                                               (2, "head apart", True), (4, "head in the root", True)])  # fmt: skip
 def test_fsdp2_takes_the_step_of_one_process(ranks, how, lora, tmp_path):
     run(steps, tmp_path, 1, "one", 1, how, lora)

@@ -11,6 +11,7 @@ from uft.collation import Collator
 from uft.config import UnifiedConfig
 from uft.feedback import mismatched
 from uft.models import FrozenReference, score
+from uft.statistics import step_statistics
 from uft.trainer import UnifiedTrainer
 
 EVERYTHING = {
@@ -121,7 +122,7 @@ def test_a_wrong_denominator_would_be_seen(whole_step, monkeypatch):
     def per_micro_batch(self, iterator, n, device):
         items = [next(iterator) for _ in range(n)]
         counts = sum(self.objective.counts(batch) for batch in items[0].batches).clamp(min=1) * n
-        return items, Step(counts, self._statistics(self.model_wrapped, lambda: items, update=True), n)
+        return items, Step(counts, step_statistics(self, self.model_wrapped, lambda: items, update=True), n)
 
     monkeypatch.setattr(UnifiedTrainer, "get_batch_samples", per_micro_batch)
     gradients, _, _ = gradients_of(
@@ -143,7 +144,7 @@ def _evaluation_by_hand(run):
     """All rows in one batch, straight through the objective."""
     examples = mismatched(dataset()[:])
     batch = Collator(0, sources=KINDS)(examples)
-    statistics = run._statistics(run.model, lambda: [run.data_collator(examples)], update=False)
+    statistics = step_statistics(run, run.model, lambda: [run.data_collator(examples)], update=False)
     loss, _ = run.objective(run.scored(run.model, batch), run.objective.counts(batch), statistics)
     return float(loss)
 
@@ -312,6 +313,8 @@ def test_arguments_that_would_be_ignored_are_refused():
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha is 5.0"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is 'group_by_length'"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config.split_batches is on"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches is on"),
     ):
         with pytest.raises(ValueError, match=message):
             trainer("sft", dataset(("demonstrations",)), **option)
@@ -332,6 +335,15 @@ def test_a_finished_run_resumed_with_more_epochs_goes_on(tmp_path):
     longer = trainer("sft", dataset(("demonstrations",)), num_train_epochs=3, **options)
     longer.train(resume_from_checkpoint=True)
     assert longer.state.global_step == 3
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
+    options = dict(output_dir=tmp_path, save_strategy="steps", save_steps=2)
+    trainer("sft", dataset(("demonstrations",)), max_steps=4, **options).train()
+    for checkpoint in (True, str(tmp_path / "checkpoint-4")):
+        shorter = trainer("sft", dataset(("demonstrations",)), max_steps=3, **options)
+        with pytest.raises(ValueError, match="checkpoint-4: is of step 4 and max_steps is 3"):
+            shorter.train(resume_from_checkpoint=checkpoint)
 
 
 def test_a_finished_run_comes_back_as_its_best_model(tmp_path):

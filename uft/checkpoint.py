@@ -167,8 +167,14 @@ class WholeCheckpoints(Trainer):
         check_identity(self.identity, Path(checkpoint), self.args.resume_despite or ())
 
     def load_finished(self, checkpoint: str) -> TrainOutput | None:
-        """Loads a checkpoint of the last step, and None for an earlier one: transformers would go a step further."""
+        """Loads a checkpoint of the last step, and None for an earlier one: transformers would go a step further.
+
+        Raises ValueError for one that is beyond args.max_steps.
+        """
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if 0 < self.args.max_steps < state.global_step:
+            steps = f"{checkpoint}: is of step {state.global_step} and max_steps is {self.args.max_steps}"
+            raise ValueError(f"{steps}; want as many steps, or an earlier checkpoint")
         longer = self.args.num_train_epochs > state.num_train_epochs if self.args.max_steps <= 0 else False
         if state.global_step < state.max_steps or self.args.max_steps > state.global_step or longer:
             return None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from uft.feedback import KINDS, Batch, Example, Need
+from uft.logps import Logps
 from uft.segments import Part, Segments
 
 
@@ -70,8 +71,8 @@ class Collator:
     packed           one row without padding, but for the multiple
     prefix_sharing   in a packed row, responses to the same prompt share it
     sources          gives the codes in `Batch.source`
-    reference_logps  maps (source, index) to the reference's log-probabilities of an example's responses, in order, for
-                     examples of `reference_kinds`
+    reference_logps  `get((source, index))` are the reference's log-probabilities of an example's responses, in order,
+                     for examples of `reference_kinds`
     """
 
     pad_token_id: int
@@ -80,7 +81,7 @@ class Collator:
     pad_to_multiple_of: int = 1
     packed: bool = False
     prefix_sharing: bool = True
-    reference_logps: dict[tuple[str, int], Sequence[float]] | None = field(default=None, repr=False)
+    reference_logps: Logps | dict[tuple[str, int], Sequence[float]] | None = field(default=None, repr=False)
     reference_kinds: frozenset[str] = frozenset()
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
@@ -196,14 +197,37 @@ class Collator:
             raise ValueError(f"no reference log-probability for row {example.row} of {example.source!r}")
         return float("nan")
 
-    def cost(self, rows: Sequence[Row]) -> int:
-        """Tokens that a model reads of these, in a batch of their own."""
-        if not rows:
-            return 0
-        if not self.packed:
-            return len(rows) * self._multiple(max(len(row.prompt) + len(row.tokens) for row in rows))
-        prompts = {row.prompt.tobytes() if self.prefix_sharing else i: len(row.prompt) for i, row in enumerate(rows)}
-        return self._multiple(sum(prompts.values()) + sum(len(row.tokens) for row in rows))
+
+class Filling:
+    """Rows that will be one batch: `units` of them, and how many tokens a model would read with one unit more."""
+
+    def __init__(self, collate: Collator):
+        self.collate = collate
+        self.units: list[list[Row]] = []
+        self._rows = self._longest = self._tokens = 0
+        self._prompts: set[object] = set()
+
+    def add(self, unit: list[Row]) -> None:
+        self.units.append(unit)
+        self._rows, self._longest, self._tokens = self._with(unit)
+        self._prompts |= self._starts(unit).keys()
+
+    def cost_with(self, unit: list[Row]) -> int:
+        """Padding included."""
+        rows, longest, tokens = self._with(unit)
+        multiple = self.collate._multiple
+        return multiple(tokens) if self.collate.packed else rows * multiple(longest)
+
+    def _with(self, unit: list[Row]) -> tuple[int, int, int]:
+        longest = max((len(row.prompt) + len(row.tokens) for row in unit), default=0)
+        fresh = sum(n for prompt, n in self._starts(unit).items() if prompt not in self._prompts)
+        tokens = self._tokens + fresh + sum(len(row.tokens) for row in unit)
+        return self._rows + len(unit), max(self._longest, longest), tokens
+
+    def _starts(self, unit: list[Row]) -> dict[object, int]:
+        """The prompts that are read, each once where it is shared, and how long they are."""
+        shared = self.collate.prefix_sharing
+        return {row.prompt.tobytes() if shared else (row.nth, row.k): len(row.prompt) for row in unit}
 
 
 # ---- what a model runs ----
@@ -277,12 +301,13 @@ class Cutter:
         """Few parts within the budget: units in order of length, each to the first part that has room for it."""
         if self.token_budget is None or not units:
             return [units] if units else []
-        parts: list[list[list[Row]]] = []
+        parts: list[Filling] = []
         for unit in sorted(units, key=lambda rows: -sum(len(row.prompt) + len(row.tokens) for row in rows)):
             for part in parts:
-                if self.collate.cost([row for rows in (*part, unit) for row in rows]) <= self.token_budget:
-                    part.append(unit)
+                if part.cost_with(unit) <= self.token_budget:
                     break
             else:
-                parts.append([unit])
-        return parts
+                part = Filling(self.collate)
+                parts.append(part)
+            part.add(unit)
+        return [part.units for part in parts]

@@ -168,6 +168,9 @@ class UnifiedConfig(TrainingArguments):
         for name, why in MEANINGLESS.items():
             if getattr(self, name, None) not in (None, False, "no"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; want it off: {why}")
+        for name in ("split_batches", "dispatch_batches"):
+            if getattr(self.accelerator_config, name, None):
+                raise ValueError(f"accelerator_config.{name} is on; want it off: every rank reads its own share")
         if self.ddp_broadcast_buffers is None:
             # the buffers of language models are constants, and a broadcast would want every rank to run as many passes
             self.ddp_broadcast_buffers = False

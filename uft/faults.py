@@ -175,7 +175,8 @@ class GuardedTrainer(WholeCheckpoints):
     def _stop(self, number: int, checkpoint: Path | None) -> None:
         self.is_in_train = False
         name = "Ctrl-C" if number == SIGNALS[0] else "SIGTERM"
-        how = f"checkpoint in {checkpoint}, resuming goes on from there" if checkpoint else "no checkpoint"
+        onward = "weights alone (save_only_model)" if self.args.save_only_model else "resuming goes on from there"
+        how = f"checkpoint in {checkpoint}, {onward}" if checkpoint else "no checkpoint"
         message = f"stopped by {name} after step {self.state.global_step} of {self.state.max_steps}; {how}"
         raise (Interrupted if number == SIGNALS[0] else Terminated)(message)
 

@@ -111,6 +111,11 @@ def lay_out(policy: nn.Module, reference: Reference | None, args: UnifiedConfig)
 
     Raises ValueError where rows are to be packed and a model cannot read them.
     """
+    if why := _depends_on_others(policy, args.max_length):
+        logger.warning_once(
+            f"{type(causal_model(policy)).__name__} has {why}, and max_length is {args.max_length}: its "
+            "log-probabilities depend on the longest row of a batch, so on what else is in it"
+        )
     if args.layout == "padded":
         return False
     models = [policy, *([reference.model] if isinstance(reference, FrozenReference) else [])]
@@ -128,15 +133,21 @@ def lay_out(policy: nn.Module, reference: Reference | None, args: UnifiedConfig)
     return True
 
 
-def reference_for(policy: nn.Module, reference: Any, objective: Objective, args: UnifiedConfig) -> Reference | None:
+def reference_for(
+    policy: nn.Module, reference: Any, objective: Objective, args: UnifiedConfig, tokenizer: Any
+) -> Reference | None:
     """The reference that the objective needs: the one given, or the policy as it is now in the form that
-    args.reference says.  None where it needs none, or where its log-probabilities are to be cached."""
+    args.reference says.  None where it needs none, or where its log-probabilities are to be cached.
+
+    Raises ValueError for one that does not know the tokens of the policy.
+    """
     if not objective.needs_reference:
         return None
     if args.reference == "none":
         raise ValueError(f"objective {objective.name!r} needs a reference, and reference is 'none'")
     if isinstance(reference, Reference):
         if isinstance(reference, FrozenReference):
+            _check_vocabulary(policy, reference.model, objective, tokenizer)
             _fused(reference.model, args)
         return reference
     if reference is not None:
@@ -146,6 +157,7 @@ def reference_for(policy: nn.Module, reference: Any, objective: Objective, args:
         )  # fmt: skip
         if {id(p) for p in model.parameters()} & {id(p) for p in policy.parameters()}:
             raise ValueError("reference is the model that is trained; want another one, or none for a copy of it")
+        _check_vocabulary(policy, model, objective, tokenizer)
         _fused(model, args)
         return FrozenReference(model)
     if args.reference == "cached":
@@ -153,3 +165,24 @@ def reference_for(policy: nn.Module, reference: Any, objective: Objective, args:
             raise ValueError("a KL term needs the reference model itself; reference 'cached' keeps only its logps")
         return None  # its log-probabilities are computed by ReferenceCache before the first step
     return make_reference(policy, args.reference)
+
+
+def _check_vocabulary(policy: nn.Module, reference: nn.Module, objective: Objective, tokenizer: Any) -> None:
+    """Embeddings may be padded, so those of two models with one tokenizer may differ in number."""
+    ours, theirs = (causal_model(m).get_input_embeddings().weight.shape[0] for m in (policy, reference))
+    wanted = len(tokenizer) if hasattr(tokenizer, "__len__") else ours
+    if theirs < wanted or (objective.needs_divergence and theirs != ours):
+        why = "a KL compares the same tokens" if theirs >= wanted else f"the tokenizer has {wanted:,}"
+        raise ValueError(f"reference: found a vocabulary of {theirs:,} and {ours:,} in the policy; {why}")
+
+
+def _depends_on_others(model: nn.Module, max_length: int) -> str | None:
+    """The kind of rotary embedding whose frequencies follow the longest row of a batch, where that can happen."""
+    config = causal_model(model).config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    for one in [rope, *(each for each in rope.values() if isinstance(each, Mapping))]:
+        kind = one.get("rope_type")
+        reach = one.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", max_length)
+        if kind in ("dynamic", "longrope") and max_length > reach:
+            return f"{kind} rotary embeddings beyond {reach} tokens"
+    return None

@@ -42,19 +42,20 @@ def write_manifest(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in one clause that names the file; None where it is whole."""
     try:
-        listed = dict(json.loads((folder / MANIFEST).read_text())["files"])
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        listed = {name: (int(wanted["bytes"]), str(wanted["sha256"])) for name, wanted in files.items()}
     except FileNotFoundError:
         return f"{folder}: found no {MANIFEST}; want a checkpoint that this trainer wrote to its end"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{folder / MANIFEST}: found no readable list of files ({type(error).__name__})"
-    for name, wanted in listed.items():
+    for name, (wanted, sha256) in listed.items():
         path = folder / name
         if not path.is_file():
-            return f"{path}: found no such file; want {wanted['bytes']:,} bytes"
-        if (size := path.stat().st_size) != wanted["bytes"]:
-            return f"{path}: found {size:,} bytes; want {wanted['bytes']:,}"
+            return f"{path}: found no such file; want {wanted:,} bytes"
+        if (size := path.stat().st_size) != wanted:
+            return f"{path}: found {size:,} bytes; want {wanted:,}"
         try:
-            same = checksum(path) == wanted["sha256"]
+            same = checksum(path) == sha256
         except OSError as error:
             return f"{path}: cannot be read ({error.strerror})"
         if not same:

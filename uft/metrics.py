@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from uft.models import Scored
-from uft.objective import Sums
+from uft.terms import Sums
 
 
 def by_source(scored: Scored, names: Sequence[str]) -> Sums:

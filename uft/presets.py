@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from uft import losses
-from uft.objective import Divergence, Likelihood, Objective, Pairwise, Pointwise, Term
+from uft.objective import Objective
+from uft.terms import Divergence, Likelihood, Pairwise, Pointwise, Term
 
 DEMONSTRATED = "demonstrations+documents"
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +27,10 @@ from uft.collation import Cutter, MicroBatches
 from uft.feedback import Batch, Example
 from uft.head import has_fused_head
 from uft.loader import StepSampler, even_passes
+from uft.logps import Logps
 from uft.models import score
 
 logger = logging.get_logger(__name__)
-
-Key = tuple[str, int]  # source, position of the example in it
-Logps = dict[Key, list[float]]
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -64,70 +61,38 @@ def compute_logps(
     rank: int,
     cut: Cutter,
     even: Callable[[MicroBatches], MicroBatches],
-    needed: set[Key],
+    needed: Mapping[str, np.ndarray],
+    found: Logps,
 ) -> Logps:
-    """log pi_ref(y | x) of the responses of the `needed` examples, by (source, index); this rank's share of them.
+    """log pi_ref(y | x) of the responses of the `needed` examples; this rank's share of them is filled in.
 
     plan          each micro-batch as every rank's share of it, until all that is needed has come
     score_batch   log-probabilities of a batch's responses, float [R]
     even          adds the passes that other ranks run, see `uft.loader.even_passes`
+    needed        by source, bool [examples]
     """
-    logps: dict[Key, dict[int, float]] = {}
-    done: set[Key] = set()
-    bar = tqdm(total=len(needed), desc="reference log-probabilities", unit="rows", disable=len(needed) < 1000)
-    for shares in plan:
-        if needed <= done:
-            break
-        fresh = {(e.source, e.index) for share in shares for e in share} & needed - done
-        if not fresh:
-            continue
-        done |= fresh
-        for batch in even(cut(shares[rank])).of(lambda need: need.reference):
-            found = score_batch(batch).float().cpu().tolist()
-            for source, index, k, value in zip(
-                *(batch[name].tolist() for name in ("source", "index", "response")), found
-            ):
-                key = (cut.sources[source], index)
-                if key in fresh:
-                    logps.setdefault(key, {})[k] = value
+    to_come = {name: mask.copy() for name, mask in needed.items()}
+    left = sum(int(mask.sum()) for mask in to_come.values())
+    bar = tqdm(total=left, desc="reference log-probabilities", unit="rows", disable=left < 1000)
+    for shares in plan if left else ():
+        fresh = {(e.source, e.index) for share in shares for e in share if to_come[e.source][e.index]}
+        for source, index in fresh:
+            to_come[source][index] = False
+        if fresh:
+            for batch in even(cut(shares[rank])).of(lambda need: need.reference):
+                values = score_batch(batch).float().cpu().tolist()
+                for source, index, k, value in zip(
+                    *(batch[name].tolist() for name in ("source", "index", "response")), values
+                ):
+                    name = cut.sources[source]
+                    if (name, index) in fresh:
+                        found.values[name][found.first[name][index] + k] = value
         bar.update(len(fresh))
+        left -= len(fresh)
+        if not left:
+            break
     bar.close()
-    return {key: [values[k] for k in range(len(values))] for key, values in logps.items()}
-
-
-def save_logps(path: Path, logps: Logps) -> None:
-    """Written aside and renamed, so that the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        with open(aside, "wb") as file:
-            np.savez(
-                file,
-                source=np.array([source for source, _ in logps]),
-                row=np.array([row for _, row in logps], dtype=np.int64),
-                count=np.array([len(values) for values in logps.values()], dtype=np.int64),
-                logp=np.array([v for values in logps.values() for v in values], dtype=np.float32),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(f"{path}: the reference's log-probabilities could not be written ({error.strerror})") from error
-
-
-def load_logps(path: Path) -> Logps | None:
-    """What `save_logps` wrote, or None where there is no such file.  Raises ValueError for a damaged one."""
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            ends = np.cumsum(file["count"])
-            values = np.split(file["logp"].astype(np.float64), ends[:-1])
-            keys = zip(file["source"].tolist(), file["row"].tolist())
-            return {key: value.tolist() for key, value in zip(keys, values)}
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable cache of reference log-probabilities ({error})") from error
+    return found
 
 
 LARGE = 16384  # tokens of a batch that is run without gradient, where its layout is free
@@ -188,7 +153,7 @@ class ReferenceCache:
         name = combined(self.weights, data.fingerprint, sorted(kinds), layout)
         # hubs are not sent what begins with an underscore
         path = Path(args.reference_cache or args.output_dir) / f"_reference-{name}.npz"
-        needed = {(e.source, e.index) for e in data if e.kind in kinds}
+        needed = {name: part.are(kinds) for name, part in data.examples.items()}
         found = _kept(path, needed)
         if not _all_agree(found is not None, trainer.accelerator):
             was_training = trainer.model.training
@@ -198,12 +163,12 @@ class ReferenceCache:
                 found = compute_logps(
                     lambda batch: score(trainer.model, trainer._prepare_inputs(batch)).logp,
                     plan, args.process_index, cut,
-                    lambda item: even_passes([item], cut, trainer.accelerator)[0], needed,
+                    lambda item: even_passes([item], cut, trainer.accelerator)[0], needed, Logps.of(data),
                 )  # fmt: skip
             trainer.model.train(was_training)
             found = _gathered(found, trainer.accelerator)
             if args.should_save:
-                save_logps(path, found)
+                found.save(path)
             trainer.accelerator.wait_for_everyone()
         if training:
             forwards, flops = self.cost(data)
@@ -215,8 +180,12 @@ class ReferenceCache:
         if not self.wanted:
             return 0, 0
         kinds = self.trainer.objective.kinds_with_reference
-        responses = [(e, r) for e in data if e.kind in kinds for r in e.responses]
-        return len(responses), self.trainer.meter.of_reference(responses)
+        passes, flops, block = 0, 0, 4096  # whose examples are held at once
+        for start in range(0, len(data), block):
+            responses = [(e, r) for e in data[start : start + block] if e.kind in kinds for r in e.responses]
+            passes += len(responses)
+            flops += self.trainer.meter.of_reference(responses)
+        return passes, flops
 
 
 def _planned(data: Any, batches: StepSampler, training: bool) -> Iterator[list[list[Example]]]:
@@ -229,7 +198,8 @@ def _planned(data: Any, batches: StepSampler, training: bool) -> Iterator[list[l
 
 def _sorted(data: Any, kinds: frozenset[str], ranks: int) -> Iterator[list[list[Example]]]:
     """All examples that are needed, those of about one length together, in as large batches as are run at once."""
-    lengths = [(int(n), i) for i, n in enumerate(data.lengths) if data[i].kind in kinds]
+    needed = np.concatenate([part.are(kinds) for part in data.examples.values()])
+    lengths = [(int(data.lengths[i]), int(i)) for i in np.flatnonzero(needed)]
     step: list[list[Example]] = [[]]
     room = LARGE
     for tokens, i in sorted(lengths, reverse=True):
@@ -256,19 +226,21 @@ def _gathered(own: Logps, accelerator: Accelerator) -> Logps:
     """The shares of all ranks, those of lower ranks first: a row that several had is the first one's."""
     if accelerator.num_processes == 1:
         return own
-    found: Logps = {}
-    for share in gather_object([own]):
-        found = share | found
+    found, *others = gather_object([own])
+    for share in others:
+        found.fill(share)
     return found
 
 
-def _kept(path: Path, needed: set[tuple[str, int]]) -> Logps | None:
+def _kept(path: Path, needed: Mapping[str, np.ndarray]) -> Logps | None:
     """What is on disk, or None where it has to be computed: the file is missing, or, with a warning, damaged."""
     try:
-        found = load_logps(path)
-        if found is not None and (lacking := needed - found.keys()):
-            source, row = min(lacking)
-            raise ValueError(f"{path}: found {len(found)} rows, but not row {row} of {source!r}")
+        found = Logps.load(path)
+        for source, wanted in needed.items() if found is not None else ():
+            if source not in found.first or len(found.first[source]) != len(wanted) + 1:
+                raise ValueError(f"{path}: found no log-probabilities of {source!r}, or of another number of rows")
+            if (lacking := wanted & ~found.known(source)).any():
+                raise ValueError(f"{path}: found nothing for row {int(lacking.argmax())} of {source!r}")
         return found
     except ValueError as error:
         logger.warning(f"{error}; computing it again")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,13 @@ from uft.loading import (
 from uft.metrics import RunState, added_counters, by_source
 from uft.model_card import TAGS, write_model_card
 from uft.models import FrozenReference, Reference, Scored, score
-from uft.objective import Objective, Sums
+from uft.objective import Objective
 from uft.presets import make_objective
 from uft.record import reset_peak_memory, run_record, write_json
 from uft.reference_cache import ReferenceCache
 from uft.run_identity import run_identity
+from uft.sharding import placed, reduce_each_pass
+from uft.statistics import step_statistics
 
 logger = logging.get_logger(__name__)
 
@@ -124,7 +126,7 @@ class UnifiedTrainer(GuardedTrainer):
         set_seed(args.seed)  # fresh weights and adapters are the seed's, whatever was drawn before
         policy = prepared_policy(model, args, peft_config)
         self._totals: dict[str, float] = {}
-        self.reference = reference_for(policy, reference, self.objective, args)
+        self.reference = reference_for(policy, reference, self.objective, args, processing_class)
         super().__init__(
             model=policy,
             args=args,
@@ -135,14 +137,12 @@ class UnifiedTrainer(GuardedTrainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True
+        reduce_each_pass(self.accelerator, args.accelerator_config.gradient_accumulation_kwargs)
         self.add_callback(RunState())
         self.guard = StepGuard(self)
         self.add_callback(self.guard)
         if self.reference is not None and isinstance(getattr(self.reference, "model", None), nn.Module):
-            # whole on the device, also under FSDP, where accelerate would leave it on the host
-            self.reference.model = self.accelerator.prepare_model(
-                self.reference.model, device_placement=True, evaluation_mode=True
-            )
+            self.reference.model = placed(self.reference.model, self.accelerator)
         if lay_out(self.model, self.reference, args):
             self.data_collator = self.data_collator.packed()
         cached = self.objective.needs_reference and self.reference is None
@@ -261,7 +261,7 @@ class UnifiedTrainer(GuardedTrainer):
             self._count(item)
         counts = self.accelerator.reduce(counts.to(device), "sum") / self.accelerator.num_processes
         items = even_passes(items, self.data_collator, self.accelerator)
-        statistics = self._statistics(self.model_wrapped, lambda: items, update=True)
+        statistics = step_statistics(self, self.model_wrapped, lambda: items, update=True)
         return items, Step(counts, statistics, sum(len(item.of_gradient) for item in items))
 
     def training_step(self, model, inputs: MicroBatches, num_items_in_batch: Step | None = None):
@@ -300,33 +300,6 @@ class UnifiedTrainer(GuardedTrainer):
             differentiable=self.objective.differentiable,
         )
 
-    @torch.no_grad()
-    def _statistics(
-        self, model: nn.Module, items: Callable[[], Iterable[MicroBatches]], *, update: bool
-    ) -> dict[str, dict[str, Tensor]]:
-        """Statistics over the whole step (KTO's KL, BCO's mean reward), by one pass without gradient."""
-        found = {}
-        for term in self.objective.statistic_terms:
-            sums: Sums = {}
-            # BCO's mean is that of the training so far, which evaluation does not change
-            for item in items() if update or term.statistics_on == "mismatched" else ():
-                for batch in item.of(lambda need, name=term.name: name in need.statistics):
-                    with self.compute_loss_context_manager():
-                        gathered = term.gather(score(model, self._prepare_inputs(batch), self.reference))
-                    for name, (total, n) in gathered.items():
-                        before = sums.get(name, (0.0, 0.0))
-                        sums[name] = (before[0] + total.double(), before[1] + n.double())
-            name = "kl" if term.statistics_on == "mismatched" else "delta"
-            zero = torch.zeros((), dtype=torch.float64, device=self.args.device)
-            pair = torch.stack([torch.as_tensor(v, device=zero.device) + zero for v in sums.get(name, (0.0, 0.0))])
-            total, n = self.accelerator.reduce(pair, "sum").float().unbind()
-            state = self.run_state.statistics.setdefault(term.name, {})
-            found[term.name] = term.statistics({name: (total, n)}, state, update=update)
-            if update:
-                key = f"kl/{term.name}" if name == "kl" else f"rewards/{name}"
-                self.run_state.add({key: (found[term.name][name], zero + 1)})
-        return found
-
     def _count(self, item: MicroBatches) -> None:
         """Adds a micro-batch to the run's counters (tokens, passes, FLOPs, examples per source)."""
         for batch in item.batches:
@@ -343,7 +316,10 @@ class UnifiedTrainer(GuardedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a training log: ours are exact over the step and survive resumption
-            logs.update(self.run_state.take(self._gather))
+            taken = self.run_state.take(self._gather)
+            if "loss" not in taken:  # every step since the last log was skipped; transformers would say 0
+                del logs["loss"]
+            logs.update(taken)
             self.run_state.count(seconds=self._elapsed())
             counters = self.counters()
             logs["num_tokens"] = counters.get("tokens", 0)
@@ -379,7 +355,7 @@ class UnifiedTrainer(GuardedTrainer):
             for item in dataloader:
                 yield from even_passes([item], self.data_collator, self.accelerator)
 
-        statistics = self._statistics(model, items, update=False)
+        statistics = step_statistics(self, model, items, update=False)
 
         counts = torch.ones(len(self.objective.terms), dtype=torch.float64, device=self.args.device)
         gathered, examples = RunState(), 0

@@ -18,7 +18,7 @@ import hashlib
 import json
 import operator
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -89,6 +89,10 @@ class Examples(Sequence[Example]):
     @cached_property
     def kinds(self) -> set[str]:
         return {kind for code, kind in enumerate(KINDS) if (self.columns["kind"] == code).any()}
+
+    def are(self, kinds: Collection[str]) -> np.ndarray:
+        """bool [examples]: which are of one of these kinds."""
+        return np.isin(self.columns["kind"], [KINDS.index(kind) for kind in kinds])
 
     @property
     def prompt_lengths(self) -> np.ndarray:

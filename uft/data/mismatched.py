@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from uft.data.columns import Examples, Sequences, picked
-from uft.feedback import KINDS, Example, with_responses_of
+from uft.feedback import Example, with_responses_of
 
 
 class Mismatched(Sequence[Example]):
@@ -40,6 +40,9 @@ class Mismatched(Sequence[Example]):
     @property
     def kinds(self) -> set[str]:
         return self.examples.kinds
+
+    def are(self, kinds: Collection[str]) -> np.ndarray:
+        return self.examples.are(kinds)
 
     @property
     def prompt_lengths(self) -> np.ndarray:
@@ -80,7 +83,7 @@ def _partners(examples: Examples, kinds: Collection[str]) -> np.ndarray:
     Examples with equal prompts come in runs, and what stands before a run is the partner of all in it.
     """
     partner = np.full(len(examples), -1, dtype=np.int64)
-    at = np.flatnonzero(np.isin(examples.columns["kind"], [KINDS.index(kind) for kind in kinds]))
+    at = np.flatnonzero(examples.are(kinds))
     if not len(at):
         return partner
     before = np.roll(at, 1)
