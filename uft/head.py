@@ -47,9 +47,11 @@ class HeadState:
     unit: FSDPModule | None = None
 
     def gather(self) -> None:
-        """Puts the weight back where FSDP2 has sharded it again since; it stays until the model's next forward, for
-        the policy's backward reads it too."""
+        """Puts the weight back where FSDP2 or ZeRO-3 has sharded it again since; it stays until the model's next
+        forward, for the policy's backward reads it too."""
         if not self.weight.untyped_storage().size():
+            if hasattr(self.weight, "all_gather"):  # DeepSpeed's
+                return self.weight.all_gather()
             if self.unit is None:
                 raise ValueError("the reference's head was sharded again after its forward; want fused_head=False")
             self.unit.unshard()

@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+OF_WEIGHTS = ("offload_param", "stage3_param_persistence_threshold", "stage3_max_live_parameters")  # of ZeRO's options
+
 
 def placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """The frozen model as this rank runs it: on its device, in the precision of training, sharded like the policy.
@@ -43,11 +45,12 @@ def _by_zero(model: nn.Module, policy: dict[str, Any]) -> nn.Module:
     import deepspeed
 
     zero = policy["zero_optimization"]
-    kept = {name: zero[name] for name in ("offload_param",) if name in zero}
+    kept = {name: zero[name] for name in OF_WEIGHTS if zero.get(name, "auto") != "auto"}
     config = {name: policy[name] for name in ("bf16", "fp16") if name in policy}
     config |= {"zero_optimization": {"stage": 3, **kept}, "train_micro_batch_size_per_gpu": 1}
     engine, *_ = deepspeed.initialize(model=model, config=config)
-    return engine.eval()
+    engine.eval()  # which returns nothing
+    return engine
 
 
 def reduce_each_pass(accelerator: Accelerator, asked: Mapping[str, Any] | None) -> None:

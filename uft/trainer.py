@@ -141,13 +141,13 @@ class UnifiedTrainer(GuardedTrainer):
         self.add_callback(RunState())
         self.guard = StepGuard(self)
         self.add_callback(self.guard)
-        if self.reference is not None and isinstance(getattr(self.reference, "model", None), nn.Module):
-            self.reference.model = placed(self.reference.model, self.accelerator)
         if lay_out(self.model, self.reference, args):
             self.data_collator = self.data_collator.packed()
         cached = self.objective.needs_reference and self.reference is None
         frozen = self.reference.model if isinstance(self.reference, FrozenReference) else None
         self.meter = Meter(policy, self.objective, self.objective.needs_reference and not cached, frozen)
+        if frozen is not None:  # only now: what is in shards can neither be tried out nor counted
+            self.reference.model = placed(frozen, self.accelerator)
         self.reference_cache = ReferenceCache(self, wanted=cached)
         self._clock = time.perf_counter()
 
