@@ -256,7 +256,7 @@ def estimate(
     passes: int = 1,
     sharding: str = "none",
     ranks: int = 1,
-    sync_each_batch: bool = False,
+    sync_each_batch: bool = True,
 ) -> Memory:
     """Peak memory of an optimiser step on each device, in bytes.
 
@@ -322,7 +322,7 @@ def _moments(
         return {
             "weights": (whole + (trained if setup.rank else 0)) // of_weights,
             "gathered": gathered if of_weights > 1 else 0,
-            "reference": whole if reference == "frozen" else 0,
+            "reference": whole // of_weights if reference == "frozen" else 0,
             "optimiser": states * setup.trained * updated // of_gradients,
             "copies": _copies(setup, sharding, of_gradients),
         } | parts
