@@ -1,10 +1,8 @@
 """Several ranks take the step that one process takes."""
 
 import copy
-import itertools
 import json
 
-import numpy as np
 import pytest
 import torch
 from mixed import KINDS, dataset, examples, model, parameters, trainer
@@ -13,7 +11,6 @@ from ranks import run
 from test_trainer import EVERYTHING
 
 from uft.data.mixture import FeedbackDataset
-from uft.loader import StepSampler
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -95,24 +92,3 @@ def test_ddp_takes_the_step_of_one_process(data, ranks, options, tmp_path):
 
 def _train(folder, name, world, data, options):
     train(folder, name, world, data, **options)
-
-
-# ---- the plan ----
-
-
-def test_every_row_goes_to_exactly_one_rank():
-    order = [*np.random.default_rng(0).permutation(23).tolist(), 3]  # one of them twice
-    cost = np.arange(23) % 7 + 1
-    for world in (1, 2, 3, 4):
-        samplers = [StepSampler(order, 3, rank, world, cost) for rank in range(world)]
-        steps = [list(sampler) for sampler in samplers]
-        assert {len(each) for each in steps} == {len(samplers[0])}
-        for k, shares in enumerate(zip(*steps)):
-            assert sorted(itertools.chain(*shares)) == sorted(order[k * 3 * world : (k + 1) * 3 * world])
-
-
-def test_ranks_get_about_as_much_each():
-    cost = np.random.default_rng(0).integers(1, 100, 64)
-    for shares in StepSampler(range(64), 8, 0, 4, cost).plan():
-        spent = [cost[share].sum() for share in shares]
-        assert max(spent) - min(spent) <= 100

@@ -1,5 +1,7 @@
 """The reference in its three forms: the same rewards, margins of exactly 0 at the start, nothing kept that is stale."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,11 @@ from peft import LoraConfig
 
 from uft import loading, reference_cache
 from uft.collation import Collator
+from uft.config import UnifiedConfig
 from uft.logps import Logps
 from uft.models import AdapterReference, adapter_is_identity, make_reference, merged, score
 
+NAN = float("nan")
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
@@ -80,8 +84,69 @@ def test_a_damaged_cache_is_computed_again(tmp_path, monkeypatch):
         assert {path: path.read_bytes() for path in whole} == whole
 
 
-def trained_adapter():
-    run = trainer("sft", dataset(("demonstrations",)), peft_config=LORA, max_steps=4, learning_rate=0.1)
+# ---- what a cache is named after ----
+
+
+def caches(monkeypatch, data=None, world_size=1, **options):
+    """The names of the files (training, evaluation) in which a run would look for its reference."""
+    names = []
+    run = trainer(
+        "dpo", data or dataset(("pairs",)), eval_dataset=dataset(("pairs",), n=3), reference="cached", **options
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(UnifiedConfig, "world_size", world_size)
+        patched.setattr(reference_cache, "_kept", lambda path, needed: names.append(path.name) or {})
+        run.reference_cache.prepare()
+    return names
+
+
+OF_THE_BATCHES = [
+    {"world_size": 2},
+    {"token_budget": 64, "max_length": 64},
+    {"per_device_train_batch_size": 4},
+    {"data_seed": 7},
+    {"pad_to_multiple_of": 16},
+]
+
+
+def test_an_exact_cache_is_named_after_the_batches_of_training(monkeypatch):
+    names = {name for options in [{}, *OF_THE_BATCHES] for name in caches(monkeypatch, **options)[:1]}
+    assert len(names) == 1 + len(OF_THE_BATCHES)
+    assert caches(monkeypatch) == caches(monkeypatch)
+
+
+def test_an_exact_cache_of_evaluation_has_batches_of_its_own(monkeypatch):
+    training, evaluation = caches(monkeypatch)
+    assert training != evaluation
+    other_training, other_evaluation = caches(monkeypatch, per_device_eval_batch_size=2)
+    assert other_training == training and other_evaluation != evaluation
+
+
+def test_a_cache_that_is_not_exact_is_one_for_all_batches(monkeypatch):
+    def loosely(**options):
+        return caches(monkeypatch, reference_cache_exact=False, **options)
+
+    names = loosely()
+    for options in OF_THE_BATCHES:
+        assert loosely(**options) == names, options
+    assert not {*names} & {*caches(monkeypatch)}
+    # what the numbers depend on still counts
+    assert loosely(data=dataset(("pairs",), n=7))[0] != names[0] and loosely(bf16=True)[0] != names[0]
+
+
+def test_a_row_that_several_ranks_had_is_the_first_ones(monkeypatch):
+    first, second = (Logps({"a": np.array([0, 1, 2, 3])}, {"a": np.float32(x)}) for x in ([1, 2, NAN], [NAN, 3, 4]))
+    monkeypatch.setattr(reference_cache, "gather_object", lambda own: [first, *own])
+    found = reference_cache._gathered(second, SimpleNamespace(num_processes=2))
+    assert [found.get(("a", i)) for i in range(3)] == [[1.0], [2.0], [4.0]]
+    assert reference_cache._gathered(second, SimpleNamespace(num_processes=1)) is second
+
+
+# ---- adapters ----
+
+
+def trained_adapter(config=LORA, **options):
+    run = trainer("sft", dataset(("demonstrations",)), peft_config=config, max_steps=4, learning_rate=0.1, **options)
     run.train()
     assert not adapter_is_identity(run.model)
     return run.model
@@ -106,6 +171,57 @@ def test_after_an_earlier_stage_the_reference_is_that_stage_not_the_base():
     torch.testing.assert_close(after.reference_logp, stage_one)
     assert (after.logp - stage_one).abs().max() > 1e-3
     assert all(torch.equal(p, kept[n]) for n, p in policy.named_parameters() if n in kept)
+
+
+def with_dropout():
+    """A policy whose adapter has learnt something and has dropout, and a batch."""
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.5)
+    policy = trained_adapter(config, disable_dropout=False)
+    return policy, Collator(0, sources=("pairs",))(dataset(("pairs",))[:])
+
+
+def test_the_reference_has_no_dropout_while_the_policy_has():
+    policy, batch = with_dropout()
+    trained = make_reference(policy, "adapter")
+    assert trained.adapter == "reference"
+    with torch.no_grad():
+        policy.eval()
+        stage_one = score(policy, batch).logp
+        with policy.disable_adapter():
+            base = score(policy, batch).logp
+        for reference, expected in ((trained, stage_one), (AdapterReference(None), base)):
+            policy.train()
+            found = [score(policy, batch, reference) for _ in range(2)]
+            assert (found[0].logp - found[1].logp).abs().max() > 1e-2  # dropout is on
+            for scored in found:
+                torch.testing.assert_close(scored.reference_logp, expected)
+            assert all(module.training for module in policy.modules())
+            policy.eval()
+            score(policy, batch, reference)
+            assert not any(module.training for module in policy.modules())
+
+
+def test_a_reference_that_fails_leaves_the_policy_as_it_was():
+    policy, _ = with_dropout()
+    reference = make_reference(policy, "adapter")
+    policy.train()
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    with pytest.raises(KeyError), reference.applied(policy):
+        assert not policy.training and policy.active_adapter == "reference"
+        raise KeyError
+    assert policy.training and policy.active_adapter == "default"
+    assert {name for name, parameter in policy.named_parameters() if parameter.requires_grad} == trained
+
+
+def test_evaluation_of_an_adapter_with_dropout_is_exact_and_goes_back_to_training():
+    """In several batches, so that a policy that comes back from the reference with dropout would be seen."""
+    policy, _ = with_dropout()
+    run = trainer("dpo", dataset(("pairs",)), policy, eval_dataset=dataset(("pairs",)), disable_dropout=False,
+                  per_device_eval_batch_size=3)  # fmt: skip
+    run.model.train()
+    found = run.evaluate()
+    assert found["eval_rewards/margins"] == found["eval_rewards/chosen"] == 0.0  # policy and reference are equal yet
+    assert all(module.training for module in run.model.modules())
 
 
 def test_merging_the_adapter_keeps_the_model():

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixed import dataset, trainer
+from mixed import dataset, model, parameters, trainer
 from processes import assert_same_end, join, ranks_resume, start, start_ranks, wait_for, write_end
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from uft.checkpoint import is_whole, last_checkpoint
-from uft.signals import StopSignals
+from uft.signals import StopSignals, Terminated
 
 OBJECTIVE = {"sft": {"loss": "nll"}, "preference": {"loss": "dpo"}}
 
@@ -140,3 +141,90 @@ def test_one_process_reduces_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(run.accelerator, "reduce", lambda t, how: reduced.append(t.shape) or reduce(t, how))
     run.train()
     assert torch.Size([3]) not in reduced
+
+
+class Told(TrainerCallback):
+    """SIGTERM at an event of the trainer, `times` times: its handler is called, so that the process is not at risk."""
+
+    def __init__(self, event: str, step: int, times: int = 1):
+        self.step, self.times = step, times
+        setattr(self, event, self._tell)
+
+    def _tell(self, args, state, control, **kwargs):
+        if state.global_step == self.step and self.times:
+            self.times -= 1
+            signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+
+
+def told(folder: Path, *callbacks, **options):
+    return trainer(
+        OBJECTIVE, dataset(("demonstrations", "pairs")), output_dir=folder, callbacks=list(callbacks), **options
+    )
+
+
+def saved_weights(checkpoint: Path) -> torch.Tensor:
+    policy = model(seed=9)
+    policy.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    return parameters(policy)
+
+
+@pytest.mark.parametrize("event, step", [("on_step_begin", 2), ("on_step_end", 3), ("on_train_end", 3)])
+def test_a_signal_at_the_last_step_stops_behind_its_checkpoint(event, step, tmp_path):
+    """In the step, between it and what follows it, and behind that: nothing that would come next is begun."""
+    whole = told(tmp_path / "whole", max_steps=3)
+    whole.train()
+    run = told(tmp_path, Told(event, step), max_steps=3)
+    with pytest.raises(Terminated) as raised:
+        run.train()
+    checkpoint = tmp_path / "checkpoint-3"
+    assert str(raised.value) == (
+        f"stopped by SIGTERM after step 3 of 3; checkpoint in {checkpoint}, resuming goes on from there"
+    )
+    assert raised.value.code == 143
+    assert steps(tmp_path) == [3] and is_whole(checkpoint)
+    assert not run.is_in_train and not (tmp_path / "run.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert torch.equal(saved_weights(checkpoint), parameters(whole.model))
+    resumed = told(tmp_path, max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3 and torch.equal(parameters(resumed.model), parameters(whole.model))
+
+
+def test_a_checkpoint_that_is_there_already_is_not_written_again(tmp_path):
+    class Count(TrainerCallback):
+        saves = 0
+
+        def on_save(self, args, state, control, **kwargs):
+            self.saves += 1
+
+    count = Count()
+    run = told(tmp_path, Told("on_train_end", 2), count, save_strategy="steps", save_steps=2)
+    with pytest.raises(Terminated):
+        run.train()
+    assert count.saves == 1 and steps(tmp_path) == [2]
+
+
+def test_the_checkpoint_of_an_earlier_training_is_not_taken_for_ones_own(tmp_path):
+    run = told(tmp_path, Told("on_step_begin", 0, times=2))
+    for _ in range(2):
+        with pytest.raises(Terminated, match="after step 1 of 2"):
+            run.train()
+        assert torch.equal(saved_weights(tmp_path / "checkpoint-1"), parameters(run.model))
+    run.train()  # and the signal of an earlier training is not one's own
+    assert run.state.global_step == 2
+
+
+def test_the_best_weights_are_not_saved_as_those_of_the_last_step(tmp_path):
+    """They have been loaded when a signal comes behind the last step, which was not saved as it was not the best."""
+    options = dict(
+        max_steps=3, save_strategy="best", metric_for_best_model="eval_loss", greater_is_better=True,
+        eval_strategy="steps", eval_steps=1, eval_dataset=dataset(("pairs",), n=2), load_best_model_at_end=True,
+    )  # fmt: skip
+    run = told(tmp_path, Told("on_train_end", 3), **options)
+    with pytest.raises(Terminated, match=r"after step 3 of 3; checkpoint in .*/checkpoint-1, resuming goes on"):
+        run.train()
+    assert run.state.best_global_step == 1 and steps(tmp_path) == [1]
+    assert torch.equal(saved_weights(tmp_path / "checkpoint-1"), parameters(run.model))
+    resumed = told(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3 and torch.equal(parameters(resumed.model), parameters(run.model))

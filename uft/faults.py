@@ -187,5 +187,7 @@ class GuardedTrainer(WholeCheckpoints):
             output = super().train(*args, **kwargs)
             # a signal behind the last step: what would come next is not begun
             if (number := self.guard.agreed_stop()) is not None:
-                self._stop(number, self.save_now())
+                # where the best weights have been loaded, those of the last step are not there to be saved
+                best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+                self._stop(number, self.saved or Path(best) if best else self.save_now())
         return output

@@ -99,7 +99,8 @@ class FeedbackDataset(torch.utils.data.Dataset):
         def lazily(examples: Examples | Mismatched) -> Examples | Mismatched:
             if not examples.kinds & set(kinds):
                 return examples
-            columns = examples if isinstance(examples, Examples) else in_memory(examples)
+            # data that another trainer prepared have them already, perhaps of another length
+            columns = examples.examples if isinstance(examples, Mismatched) else examples
             return Mismatched(columns, kinds, max_length, bos)
 
         return self.mapped(lazily)
