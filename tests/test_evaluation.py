@@ -5,9 +5,14 @@ import torch
 from mixed import dataset, model, trainer
 
 from uft.collation import Collator
+from uft.feedback import mismatched
 from uft.models import FrozenReference, score
 
-OBJECTIVE = {"sft": {"loss": "nll", "weight": 0.5}, "preference": {"loss": "dpo"}, "kto": {"loss": "kto"}}
+OBJECTIVE = {
+    "sft": {"loss": "nll", "weight": 0.5},
+    "preference": {"loss": "dpo"},
+    "kto": {"loss": "kto", "on": "labels"},
+}
 KINDS = ("demonstrations", "pairs", "labels")
 
 
@@ -55,17 +60,23 @@ def test_prediction_is_evaluation_under_another_name(expected):
 def test_the_numbers_by_hand(expected):
     reference = FrozenReference(model(seed=1))
 
-    def rewards(kind):
-        batch = Collator(0, sources=KINDS)(dataset((kind,), n=5)[:])
-        scored = score(model(), batch, reference)
-        return scored, scored.logp - scored.reference_logp
+    def scored(kind):
+        batch = Collator(0, sources=KINDS)(mismatched(dataset((kind,), n=5)[:], kinds=("label",)))
+        found = score(model(), batch, reference)
+        return found, found.logp - found.reference_logp
 
-    demonstrations, _ = rewards("demonstrations")
+    demonstrations, _ = scored("demonstrations")
     sft = -demonstrations.logp.sum() / demonstrations.length.sum()
-    _, reward = rewards("pairs")
-    dpo = -torch.nn.functional.logsigmoid(0.1 * (reward[0::2] - reward[1::2])).mean()
-    assert expected["loss/sft"] == pytest.approx(sft.item(), rel=1e-5)
-    assert expected["loss/preference"] == pytest.approx(dpo.item(), rel=1e-5)
+    _, ratio = scored("pairs")
+    dpo = -torch.nn.functional.logsigmoid(0.1 * (ratio[0::2] - ratio[1::2])).mean()
+    labels, ratio = scored("labels")
+    other_prompt = labels.batch.rows("mismatched")
+    kl = ratio[other_prompt].mean()
+    assert kl > 0.01  # or it would be taken for 0
+    sign = 2.0 * labels.batch.target[~other_prompt] - 1
+    kto = torch.sigmoid(-0.1 * sign * (ratio[~other_prompt] - kl)).mean()
+    for name, value in {"sft": sft, "preference": dpo, "kto": kto}.items():
+        assert expected[f"loss/{name}"] == pytest.approx(value.item(), rel=1e-5), name
     parts = 0.5 * expected["loss/sft"] + expected["loss/preference"] + expected["loss/kto"]
     assert expected["loss"] == pytest.approx(parts, rel=1e-6)
 
