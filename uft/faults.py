@@ -172,12 +172,12 @@ class GuardedTrainer(WholeCheckpoints):
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         return checkpoint
 
-    def _stop(self, number: int, checkpoint: Path | None) -> None:
+    def _stop(self, number: int, checkpoint: Path) -> None:
         self.is_in_train = False
         name = "Ctrl-C" if number == SIGNALS[0] else "SIGTERM"
         onward = "weights alone (save_only_model)" if self.args.save_only_model else "resuming goes on from there"
-        how = f"checkpoint in {checkpoint}, {onward}" if checkpoint else "no checkpoint"
-        message = f"stopped by {name} after step {self.state.global_step} of {self.state.max_steps}; {how}"
+        steps = f"stopped by {name} after step {self.state.global_step} of {self.state.max_steps}"
+        message = f"{steps}; checkpoint in {checkpoint}, {onward}"
         raise (Interrupted if number == SIGNALS[0] else Terminated)(message)
 
     def guarded_train(self, *args: Any, **kwargs: Any) -> Any:
