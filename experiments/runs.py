@@ -26,7 +26,7 @@ from uft.presets import make_objective
 from uft.stages import Budget
 from uft.trainer import UnifiedTrainer
 
-DEMONSTRATIONS, PREFERENCES = "demonstrations", "preferences"
+DEMONSTRATIONS, PREFERENCES, DOCUMENTS = "demonstrations", "preferences", "documents"
 # a supervised stage that sequential arms share has a search of its own, at its own length: settings that are best for
 # a longer supervised run leave a shorter one half trained, and every arm that goes on from it handicapped
 SFT_STAGE = "sft_stage"
@@ -51,10 +51,11 @@ Runner = Callable[[Sequence[tuple[str, Any]], str, bool], list[Record]]
 def fit(
     model: PreTrainedModel, objective: Any, data: FeedbackDataset, tokenizer: Any, budget: Budget, *,
     learning_rate: float, batch_size: int, micro_batch_size: int | None = None, seed: int, weight_decay: float = 0.0,
-    reference: PreTrainedModel | None = None, callbacks: Sequence[TrainerCallback] = (),
+    reference: PreTrainedModel | None = None, callbacks: Sequence[TrainerCallback] = (), lora: int = 0,
 ) -> UnifiedTrainer:  # fmt: skip
     """The one way in which any arm is trained: AdamW, cosine to zero after 5 % warm-up, clipping at 1; the GPU in
-    bfloat16 where there is one.  The reference is the model as it is now, unless one is given."""
+    bfloat16 where there is one.  The reference is the model as it is now, unless one is given.  `lora` is the rank of
+    an adapter that is trained instead of the weights, 0 for none."""
     gpu, micro_batch_size = torch.cuda.is_available(), micro_batch_size or batch_size
     trainer = UnifiedTrainer(
         model=model,
@@ -76,6 +77,9 @@ def fit(
             report_to="none",
             disable_tqdm=True,
             seed=seed,
+            use_peft=lora > 0,
+            lora_r=max(lora, 1),
+            lora_alpha=2 * max(lora, 1),
         ),
         train_dataset=data,
         processing_class=tokenizer,

@@ -11,10 +11,10 @@ from peft import LoraConfig
 from uft import loading, reference_cache
 from uft.collation import Collator
 from uft.config import UnifiedConfig
-from uft.logps import Logps
+from uft.faults import NonFiniteStep
+from uft.logps import MISSING, Logps
 from uft.models import AdapterReference, adapter_is_identity, make_reference, merged, score
 
-NAN = float("nan")
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
@@ -135,7 +135,9 @@ def test_a_cache_that_is_not_exact_is_one_for_all_batches(monkeypatch):
 
 
 def test_a_row_that_several_ranks_had_is_the_first_ones(monkeypatch):
-    first, second = (Logps({"a": np.array([0, 1, 2, 3])}, {"a": np.float32(x)}) for x in ([1, 2, NAN], [NAN, 3, 4]))
+    first, second = (
+        Logps({"a": np.array([0, 1, 2, 3])}, {"a": np.float32(x)}) for x in ([1, 2, MISSING], [MISSING, 3, 4])
+    )
     monkeypatch.setattr(reference_cache, "gather_object", lambda own: [first, *own])
     found = reference_cache._gathered(second, SimpleNamespace(num_processes=2))
     assert [found.get(("a", i)) for i in range(3)] == [[1.0], [2.0], [4.0]]
@@ -308,7 +310,7 @@ def test_rotary_embeddings_that_follow_the_longest_row_are_told(rope, reach, mon
 
 def test_logps_are_kept_by_place(tmp_path):
     first = {"a": np.array([0, 2, 3]), "b": np.array([0, 1])}
-    known = Logps(first, {"a": np.float32([-1, -2, np.nan]), "b": np.float32([np.nan])})
+    known = Logps(first, {"a": np.float32([-1, -2, MISSING]), "b": np.float32([MISSING])})
     assert known.get(("a", 0)) == [-1.0, -2.0]
     for unknown in (("a", 1), ("a", 2), ("a", -1), ("b", 0), ("c", 0)):
         assert known.get(unknown) == ()
@@ -318,3 +320,31 @@ def test_logps_are_kept_by_place(tmp_path):
     known.save(tmp_path / "file.npz")
     again = Logps.load(tmp_path / "file.npz")
     assert [again.get(("a", i)) for i in (0, 1)] == [[-1.0, -2.0], [-3.0]] and Logps.load(tmp_path / "none.npz") is None
+
+
+def test_a_term_on_one_side_of_pairs_has_a_cached_reference(tmp_path):
+    objective = {"una": {"loss": "una_mse", "on": "rejected"}}
+    losses = []
+    for mode in ("frozen", "cached", "cached"):
+        run = trainer(objective, dataset(("pairs",)), reference=mode, output_dir=tmp_path / mode)
+        run.train()
+        losses.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
+    assert losses[0] == losses[1] == losses[2]
+    assert len(list((tmp_path / "cached").glob("_reference-*.npz"))) == 1
+
+
+def test_a_broken_reference_is_not_taken_for_a_missing_one(tmp_path):
+    broken = model()
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[7] = float("nan")
+    with pytest.raises(NonFiniteStep, match="step 1: the loss is nan"):
+        trainer("dpo", dataset(("pairs",)), broken, reference="cached", output_dir=tmp_path).train()
+
+
+def test_adapters_that_change_nothing_yet_share_their_reference(tmp_path):
+    for seed in (0, 1):
+        trainer(
+            "dpo", dataset(("pairs",)), peft_config=LORA, reference="cached", reference_cache_exact=False, seed=seed,
+            output_dir=tmp_path / str(seed), reference_cache=str(tmp_path),
+        ).train()  # fmt: skip
+    assert len(list(tmp_path.glob("_reference-*.npz"))) == 1

@@ -246,15 +246,15 @@ def test_killed_while_the_reference_cache_is_written(tmp_path, monkeypatch):
 
 
 def test_killed_between_stages(tmp_path):
-    """Behind the first stage's last step, or shortly before it: the second begins where the first one ended."""
+    """Behind the first stage's last step, shortly before it, or inside the second: which begins where the first ended."""
     whole = tmp_path / "whole"
     whole.mkdir()
     train_stages(str(whole), False, "keep")
-    for gone in (("dpo",), ("dpo", "sft/checkpoint-6")):
+    for gone in (("dpo",), ("dpo", "sft/checkpoint-6"), ("dpo/checkpoint-6", "dpo/checkpoint-4", "dpo/run.json")):
         folder = tmp_path / str(len(gone))
         shutil.copytree(whole, folder)
         for name in gone:
-            shutil.rmtree(folder / name)
+            (Path.unlink if name.endswith(".json") else shutil.rmtree)(folder / name)
         train_stages(str(folder), True, "keep")
         assert_same_end(folder, whole)
 

@@ -177,6 +177,16 @@ def test_other_training_options_run(option):
     assert np.isfinite(run.state.log_history[0]["loss"])
 
 
+def test_a_compiled_policy_has_a_frozen_reference():
+    data = dataset(("demonstrations", "pairs"))
+    losses = []
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        run = trainer("dpo_nll", data, **options)
+        run.train()
+        losses.append([entry["loss"] for entry in run.state.log_history if "loss" in entry])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_imitating_chosen_answers_is_imitating_them_as_demonstrations():
     """Leaving the rejected rows out must not leave out what the chosen ones are."""
     from dataclasses import replace
@@ -313,6 +323,11 @@ def test_arguments_that_would_be_ignored_are_refused():
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha is 5.0"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is 'group_by_length'"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of is 0; want at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0; want at least 1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; want at least 1"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_length": 40, "token_budget": 40, "pad_to_multiple_of": 64}, "max_length 40, padded 64; want room"),
         ({"accelerator_config": {"split_batches": True}}, "accelerator_config.split_batches is on"),
         ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches is on"),
     ):
@@ -342,8 +357,38 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
     trainer("sft", dataset(("demonstrations",)), max_steps=4, **options).train()
     for checkpoint in (True, str(tmp_path / "checkpoint-4")):
         shorter = trainer("sft", dataset(("demonstrations",)), max_steps=3, **options)
-        with pytest.raises(ValueError, match="checkpoint-4: is of step 4 and max_steps is 3"):
+        with pytest.raises(ValueError, match="checkpoint-4: is of step 4 and this run ends at step 3"):
             shorter.train(resume_from_checkpoint=checkpoint)
+
+
+def test_lengths_in_epochs_and_in_steps_are_compared(tmp_path):
+    options = dict(output_dir=tmp_path, save_strategy="steps", save_steps=1, per_device_train_batch_size=4)
+    trainer("sft", dataset(("demonstrations",)), max_steps=3, **options).train()
+    longer = trainer("sft", dataset(("demonstrations",)), max_steps=-1, num_train_epochs=2, **options)
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 4
+    shorter = trainer("sft", dataset(("demonstrations",)), max_steps=-1, num_train_epochs=1, **options)
+    with pytest.raises(ValueError, match="checkpoint-4: is of step 4 and this run ends at step 2"):
+        shorter.train(resume_from_checkpoint=True)
+
+
+class Early(TrainerCallback):
+    """Ends a run after its second step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+def test_a_run_that_a_callback_ended_stays_ended(tmp_path):
+    def resumed(**options):
+        run = trainer("sft", dataset(("demonstrations",)), output_dir=tmp_path, save_strategy="steps", save_steps=1,
+                      callbacks=[Early()], **{"max_steps": 6} | options)  # fmt: skip
+        run.train(resume_from_checkpoint=(tmp_path / "run.json").exists())
+        return run.state.global_step
+
+    assert resumed() == 2
+    assert resumed() == 2
+    assert resumed(max_steps=7) == 7  # another run, which its callback does not end
 
 
 def test_a_finished_run_comes_back_as_its_best_model(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +23,7 @@ from uft.run_identity import check_identity, write_identity
 logger = logging.get_logger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+RECORD = "run.json"
 ASIDE = "partial"  # a checkpoint is written in this folder, flushed to disk, and renamed
 
 
@@ -166,17 +169,28 @@ class WholeCheckpoints(Trainer):
         """Raises ValueError for a checkpoint of a run that would not have gone on as this one will."""
         check_identity(self.identity, Path(checkpoint), self.args.resume_despite or ())
 
+    def planned_steps(self) -> int:
+        """Optimiser steps from the first to the last, as transformers counts them."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        passes = len(self.batches_of(self.train_dataset, training=True))
+        return math.ceil(self.args.num_train_epochs * max(1, -(-passes // self.args.gradient_accumulation_steps)))
+
     def load_finished(self, checkpoint: str) -> TrainOutput | None:
         """Loads a checkpoint of the last step, and None for an earlier one: transformers would go a step further.
+        The last is also one at which a callback ended this run, as its run.json says.
 
-        Raises ValueError for one that is beyond args.max_steps.
+        Raises ValueError for one that is beyond the run's end.
         """
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        if 0 < self.args.max_steps < state.global_step:
-            steps = f"{checkpoint}: is of step {state.global_step} and max_steps is {self.args.max_steps}"
+        planned, ended = self.planned_steps(), False
+        if planned < state.global_step:
+            steps = f"{checkpoint}: is of step {state.global_step} and this run ends at step {planned}"
             raise ValueError(f"{steps}; want as many steps, or an earlier checkpoint")
-        longer = self.args.num_train_epochs > state.num_train_epochs if self.args.max_steps <= 0 else False
-        if state.global_step < state.max_steps or self.args.max_steps > state.global_step or longer:
+        with contextlib.suppress(OSError, ValueError):
+            record = json.loads((Path(checkpoint).parent / RECORD).read_text())
+            ended = (record.get("steps"), record.get("planned_steps")) == (state.global_step, planned)
+        if state.global_step < planned and not ended:
             return None
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(best if best and Path(best).is_dir() else checkpoint)

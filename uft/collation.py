@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from uft.feedback import KINDS, Batch, Example, Need
-from uft.logps import Logps
+from uft.logps import MISSING, Logps
 from uft.segments import Part, Segments
 
 
@@ -191,7 +191,7 @@ class Collator:
     def _reference_logp(self, row: Row) -> float:
         example = row.example
         values = self.reference_logps.get((example.source, row.index), ())
-        if row.k < len(values):
+        if row.k < len(values) and values[row.k] != MISSING:
             return values[row.k]
         if example.kind in self.reference_kinds:
             raise ValueError(f"no reference log-probability for row {example.row} of {example.source!r}")

@@ -138,11 +138,20 @@ class UnifiedConfig(TrainingArguments):
             raise ValueError(f"on_bad_row is {self.on_bad_row!r}; want error or drop")
         if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"dtype is {self.dtype!r}; want auto, float32, bfloat16 or float16")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "pad_to_multiple_of",
+                     "gradient_accumulation_steps"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; want at least 1")
+        if self.max_steps == 0:
+            raise ValueError("max_steps is 0; want a number of steps, or -1 for num_train_epochs")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is {self.layout!r}; want one of {', '.join(LAYOUTS)}")
-        if self.token_budget is not None and self.token_budget < self.max_length:
+        longest = -(-self.max_length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        if self.token_budget is not None and self.token_budget < longest:
+            padded = f", padded {longest}" if longest > self.max_length else ""
             raise ValueError(
-                f"token_budget is {self.token_budget} and max_length {self.max_length}; want room for the longest row"
+                f"token_budget is {self.token_budget} and max_length {self.max_length}{padded}; want room for the "
+                "longest row"
             )
         if self.padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {self.padding_side!r}; want right or left")

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+MISSING = np.float32(np.inf)  # which no log-probability is; NaN may be one, of a broken model
+
 
 class Logps:
-    """One log-probability per response, in nats; NaN where none was computed.
+    """One log-probability per response, in nats; MISSING where none was computed.  Those of an example are known where
+    any is: responses that no term is on are never scored.
 
     first    by source, int64 [examples + 1]: the responses of example i are values[first[i] : first[i + 1]]
     values   by source, float32 [responses]
@@ -19,7 +22,7 @@ class Logps:
 
     def __init__(self, first: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray] | None = None):
         self.first = {name: np.asarray(each, dtype=np.int64) for name, each in first.items()}
-        self.values = dict(values or {n: np.full(each[-1], np.nan, np.float32) for n, each in self.first.items()})
+        self.values = dict(values or {n: np.full(each[-1], MISSING, np.float32) for n, each in self.first.items()})
 
     @classmethod
     def of(cls, data: Any) -> Logps:
@@ -33,17 +36,17 @@ class Logps:
         if not 0 <= index < len(first) - 1:
             return default
         found = self.values[source][first[index] : first[index + 1]]
-        return default if np.isnan(found).any() else found.tolist()
+        return default if (found == MISSING).all() else found.tolist()
 
     def known(self, source: str) -> np.ndarray:
-        """bool [examples]: which have one for each of their responses."""
-        lacking = np.concatenate([[0], np.cumsum(np.isnan(self.values[source]))])
-        return np.diff(lacking[self.first[source]]) == 0
+        """bool [examples]: which have any."""
+        have = np.concatenate([[0], np.cumsum(self.values[source] != MISSING)])
+        return np.diff(have[self.first[source]]) > 0
 
     def fill(self, other: Logps) -> None:
         """Takes from another what is not known here."""
         for name, values in self.values.items():
-            self.values[name] = np.where(np.isnan(values), other.values[name], values)
+            self.values[name] = np.where(values == MISSING, other.values[name], values)
 
     def save(self, path: Path) -> None:
         """Written aside and renamed, so that the file is whole or absent."""

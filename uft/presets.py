@@ -142,7 +142,7 @@ def make_objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
         return Objective(tuple(_term(name, dict(options)) for name, options in spec.items()))
     name = spec.pop("preset")
     if name not in PRESETS and name not in losses.PAIRWISE:
-        raise ValueError(f"objective {name!r} is unknown; want one of {', '.join([*PRESETS, *losses.PAIRWISE])}")
+        raise ValueError(f"objective {name!r} is unknown; want one of {', '.join({**PRESETS, **losses.PAIRWISE})}")
     kl = {key: spec.pop(key) for key in ("kl_weight", "kl_direction", "kl_on") if key in spec}
     preset = PRESETS.get(name) or (lambda **options: dpo(loss=name, **options))
     try:

@@ -48,6 +48,7 @@ def run_record(trainer: Any, counters: Mapping[str, float]) -> dict[str, Any]:
         },
         "seed": trainer.args.seed,
         "steps": trainer.state.global_step,
+        "planned_steps": trainer.state.max_steps,  # more, where a callback ended the run
         "idle_terms": trainer.idle_terms,
         "compute": {**counters, "peak_memory_bytes": peak_memory_bytes()},
         "metrics": trainer.state.log_history,

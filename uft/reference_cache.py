@@ -25,25 +25,42 @@ from transformers.utils import logging
 
 from uft.collation import Cutter, MicroBatches
 from uft.feedback import Batch, Example
-from uft.head import has_fused_head
+from uft.head import has_fused_head, is_peft
 from uft.loader import StepSampler, even_passes
 from uft.logps import Logps
-from uft.models import score
+from uft.models import adapter_is_identity, score
+from uft.objective import Objective
 
 logger = logging.get_logger(__name__)
 
 
+# of configurations: what says where a model came from, and not what it computes.  Saving a model fills in the
+# architecture, and transformers takes over special tokens from the tokenizer when training begins.
+NAMES = (
+    "_name_or_path", "base_model_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype", "revision",
+    "inference_mode", "peft_version", "architectures", "pad_token_id", "bos_token_id", "eos_token_id",
+)  # fmt: skip
+
+
 def weights_fingerprint(model: nn.Module) -> str:
-    """sha256 over everything that decides what a model computes: its parameters, its config, its adapters'."""
+    """sha256 over everything that decides what a model computes: its parameters, its config, its adapters'; but for
+    an adapter that changes nothing yet."""
     digest = hashlib.sha256()
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    adapters = {
-        name: sorted((k, sorted(v) if isinstance(v, set) else v) for k, v in vars(adapter).items())
-        for name, adapter in getattr(model, "peft_config", {}).items()
-    }
+    config = {k: v for k, v in model.config.to_dict().items() if k not in NAMES}
+    nothing = is_peft(model) and adapter_is_identity(model)
+    adapters = (
+        {}
+        if nothing
+        else {
+            name: sorted((k, sorted(v) if isinstance(v, set) else v) for k, v in vars(adapter).items())
+            for name, adapter in getattr(model, "peft_config", {}).items()
+        }
+    )
     attention = getattr(model.config, "_attn_implementation", None)
     digest.update(repr((sorted(config.items()), adapters, attention)).encode())
     for name, parameter in sorted(model.state_dict().items()):
+        if nothing and ".lora_" in name:
+            continue
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -141,6 +158,7 @@ class ReferenceCache:
         cut = replace(cut, collate=replace(cut.collate, reference_logps=None))
         # whole logits are rounded to the dtype of the model, a fused head's are not
         layout = [args.bf16, args.fp16, args.device.type, has_fused_head(trainer.model)]
+        layout += [_scored(trainer.objective, kind) for kind in sorted(kinds)]
         if args.reference_cache_exact:
             batches = trainer.batches_of(data, training=training)
             layout += [batches.batch_size, batches.world_size, training, args.seed, args.data_seed, data.weights]
@@ -170,7 +188,7 @@ class ReferenceCache:
             if args.should_save:
                 found.save(path)
             trainer.accelerator.wait_for_everyone()
-        if training:
+        if training and args.process_index == 0:  # counters of ranks are added up
             forwards, flops = self.cost(data)
             trainer.run_state.count(reference_forwards=forwards, flops=flops)
         return found
@@ -186,6 +204,12 @@ class ReferenceCache:
             passes += len(responses)
             flops += self.trainer.meter.of_reference(responses)
         return passes, flops
+
+
+def _scored(objective: Objective, kind: str) -> list[bool]:
+    """Which responses of such examples are scored, by whether they are chosen and rejected."""
+    needs = (objective.need(kind, chosen, rejected) for chosen in (False, True) for rejected in (False, True))
+    return [need is not None and need.reference for need in needs]
 
 
 def _planned(data: Any, batches: StepSampler, training: bool) -> Iterator[list[list[Example]]]:

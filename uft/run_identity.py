@@ -22,6 +22,7 @@ from transformers.utils import logging
 from uft.models import FrozenReference, is_peft, unwrapped
 from uft.objective import Objective, weight_at
 from uft.record import plain, write_json
+from uft.reference_cache import NAMES
 
 logger = logging.get_logger(__name__)
 
@@ -33,11 +34,6 @@ ARGUMENTS = (
     "reference_cache_exact", "disable_dropout", "fused_head", "filter_eps", "reference",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay",
     "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16", "tf32",
-)  # fmt: skip
-# of configurations: what says where a model came from, and not what it computes
-NAMES = (
-    "_name_or_path", "base_model_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype", "revision",
-    "inference_mode", "peft_version",
 )  # fmt: skip
 # weights of another shape cannot be loaded, whatever the user says
 NEVER_ACCEPTED = ("model",)

@@ -23,8 +23,9 @@ def placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         return _by_zero(model, plugin.deepspeed_config)
     if accelerator.is_fsdp2:
         return by_fsdp2(model.to(accelerator.device), accelerator)
+    before = list(accelerator._models)
     model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
-    accelerator._models.remove(model)  # transformers takes what is in this list for the policy
+    accelerator._models[:] = before  # transformers takes what is in this list for the policy
     return model
 
 

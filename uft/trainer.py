@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from uft.checkpoint import last_checkpoint
+from uft.checkpoint import RECORD, last_checkpoint
 from uft.collation import MicroBatches
 from uft.compute import Meter
 from uft.config import UnifiedConfig
@@ -215,6 +215,8 @@ class UnifiedTrainer(GuardedTrainer):
             self.check_resumable(resume_from_checkpoint)
         if resume_from_checkpoint and (output := self.load_finished(resume_from_checkpoint)):
             return output
+        if self.args.should_save:
+            (Path(self.args.output_dir) / RECORD).unlink(missing_ok=True)  # of an earlier run
         self._clock = time.perf_counter()
         reset_peak_memory()
         output = self.guarded_train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -230,7 +232,7 @@ class UnifiedTrainer(GuardedTrainer):
         """run.json of the output folder."""
         record = self.record()  # on every rank, for it adds up their counters
         if self.args.should_save:
-            write_json(Path(self.args.output_dir) / "run.json", record)
+            write_json(Path(self.args.output_dir) / RECORD, record)
 
     def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None, **kwargs) -> None:
         """README.md of the output folder: objective, data and compute of this run."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -22,16 +24,17 @@ from uft.collation import Collator
 
 BASE_MODELS = Path(__file__).parent / "base_models"
 STEPS, BATCH, LR, WARMUP, WEIGHT_DECAY = 1600, 64, 3e-3, 100, 0.01
+WIDTH, HEAD = 96, 24  # hidden size of the shipped models, and of a head
 
 
-def lab_config() -> LlamaConfig:
+def lab_config(width: int = WIDTH) -> LlamaConfig:
     tokenizer = lab_tokenizer()
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=width // HEAD,
         max_position_embeddings=64,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -40,17 +43,41 @@ def lab_config() -> LlamaConfig:
     )
 
 
-def load_base(seed: int) -> LlamaForCausalLM:
-    """The shipped base model of this seed, in float32, ready to be trained."""
+def load_base(seed: int, width: int = WIDTH, cache: Path | None = None) -> LlamaForCausalLM:
+    """The base model of this seed, in float32, ready to be trained.
+
+    That of the usual width is shipped; one of another width is trained when it is first asked for, and kept in `cache`.
+    """
+    if width != WIDTH:
+        path = Path(cache or "runs/bases") / f"width{width}-seed{seed}"
+        if not path.exists():
+            _made(path, seed, width)
+        return LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
     path = BASE_MODELS / f"seed{seed}"
     if not path.exists():
         raise ValueError(f"no base model for seed {seed}; make it with: python -m experiments.lab.base --seed {seed}")
     return LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def train_base(world: World, seed: int, steps: int = STEPS, batch_size: int = BATCH, lr: float = LR):
+def _made(path: Path, seed: int, width: int) -> None:
+    """Written aside and renamed; when two processes arrive at once the later finds it there."""
+    # wider models take smaller steps
+    model = train_base(make_world(seed), seed, lr=LR * min(1.0, WIDTH / width), width=width)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    model.to(torch.float16).save_pretrained(aside)
+    try:
+        aside.rename(path)
+    except OSError:
+        if not path.exists():
+            raise
+        shutil.rmtree(aside)
+
+
+def train_base(
+    world: World, seed: int, steps: int = STEPS, batch_size: int = BATCH, lr: float = LR, width: int = WIDTH
+):
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(lab_config())
+    model = LlamaForCausalLM(lab_config(width))
     collate = Collator(pad_token_id=model.config.pad_token_id)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: _warmup_then_cosine(t, steps))

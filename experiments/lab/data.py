@@ -6,6 +6,7 @@ marks the prompt; what the row then reveals of the hidden utility is its variant
     pairs            best over worst                               imitation of chosen answers is enough
     labels, scores   the best or the worst, each half of the time
     noisy_*          flipped in 25 % of the rows: imitation copies the flips, though the majority still prefers the best
+    name~0.3         any of these with that share of flips
     hedged_pairs     70 % a hedged best over the worst, 30 % the best over the hedged: most chosen answers are flawed
     hedged_labels    a hedged best is liked half of the time; most liked answers are hedged
     hedged_scores    a hedged best scores 0.5; most answers that are better than 0 are hedged
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,7 +62,17 @@ VARIANTS = {
 }
 
 
-def documents(world: World, count: int, seed: int) -> list[Row]:
+def variant_of(name: str | Variant) -> Variant:
+    """A variant by its name, perhaps with another share of flipped judgements: `hedged_pairs~0.3`."""
+    if isinstance(name, Variant):
+        return name
+    known, _, flip = name.partition("~")
+    if known not in VARIANTS:
+        raise ValueError(f"variant is {name!r}; want one of {', '.join(VARIANTS)}, perhaps with ~SHARE_OF_FLIPS")
+    return replace(VARIANTS[known], flip=float(flip)) if flip else VARIANTS[known]
+
+
+def documents(world: World, count: int, seed: int | str) -> list[Row]:
     """Facts, and the operators at work in words that ask nothing (`reverse dabc:cbad`); marks mean nothing yet."""
     rng, facts, rows = random.Random(f"documents {world.seed} {seed}"), list(world.facts.items()), []
     for _ in range(count):
@@ -94,7 +105,7 @@ def preference_tasks(world: World, count: int, seed: int, part: str = TRAIN) -> 
 
 
 def preferences(world: World, variant: str | Variant, count: int, seed: int, part: str = TRAIN) -> list[Row]:
-    variant = VARIANTS[variant] if isinstance(variant, str) else variant
+    variant = variant_of(variant)
     judge = {"pair": _pair, "label": _label, "score": _score}[variant.kind]
     rows = []
     for row, task in enumerate(preference_tasks(world, count, seed, part)):

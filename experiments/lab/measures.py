@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel
 
-from experiments.lab.data import VARIANTS, Variant, examples, preference_tasks, preferences, tokens
+from experiments.lab.data import Variant, examples, preference_tasks, preferences, tokens, variant_of
 from experiments.lab.tokenizer import decode, lab_tokenizer
 from experiments.lab.world import COVERED, MARKS, OPERATORS, REFUSAL, TEST, Task, World, draw_string
 from uft.collation import Collator
@@ -160,6 +160,8 @@ def measure(
     skill_nll                 nats per token of the right answers
     kl_base, kl_reference     KL(model ‖ ·), nats per token over the whole vocabulary, along answers that the model
                               sampled to unmarked skill prompts (their first SKILLS_IN_KL)
+    kl_from_base              KL(base ‖ model), along answers that the base sampled to the same prompts
+    kl_base_prior, kl_from_base_prior   the same two on what was known before: facts of the part
     length, ended             tokens of greedy answers to unmarked prompts, and the share that ends with <eos>
     accuracy_logp             share of held-out clean pairs whose chosen response is likelier
     accuracy_reward           ... whose chosen response has the higher implicit reward against `reference_model`
@@ -204,24 +206,35 @@ def _likelihoods(
     result = {"skill_nll": -(logp(model, answers).sum() / answers.shifted.sum()).item()}
 
     prompts = [task.prompt for task in random.Random(JUDGED).sample(tasks, min(SKILLS_IN_KL, len(tasks)))]
-    sampled = generate(model, prompts, temperature=1.0, seed=JUDGED)
-    sampled = collate(
-        Example("demonstration", tokens(prompt, begin=True), (Response(np.array(g.ids, dtype=np.int32)),))
-        for prompt, g in zip(prompts, sampled)
-    )
+    facts = [f"{subject}:" for subject in world.facts_of(part)]
+    sampled = _sampled(model, prompts)
     result["kl_base"] = divergence(model, base_model, sampled)
     result["kl_reference"] = divergence(model, reference_model, sampled)
+    result["kl_from_base"] = divergence(base_model, model, _sampled(base_model, prompts))
+    result["kl_base_prior"] = divergence(model, base_model, _sampled(model, facts))
+    result["kl_from_base_prior"] = divergence(base_model, model, _sampled(base_model, facts))
 
     def pairs(of: str | Variant) -> Batch:
         return collate(examples(preferences(world, of, PREFERENCE_PROMPTS, JUDGED, part)))
 
     accuracy, chosen, rejected = _pair_accuracy(model, reference_model, pairs("pairs"))
     result |= accuracy | {"logps/chosen": chosen, "logps/rejected": rejected}
-    variant = VARIANTS[variant] if isinstance(variant, str) else variant
+    variant = variant_of(variant)
     if variant.kind == "pair":
         accuracy, _, _ = _pair_accuracy(model, reference_model, pairs(variant))
         result |= {f"heldout_{name}": value for name, value in accuracy.items()}
     return result
+
+
+def _sampled(model: PreTrainedModel, prompts: Sequence[str]) -> Batch:
+    """Answers of the model at temperature 1."""
+    written = generate(model, prompts, temperature=1.0, seed=JUDGED)
+    return Collator(lab_tokenizer().pad_token_id)(
+        [
+            Example("demonstration", tokens(prompt, begin=True), (Response(np.array(g.ids, dtype=np.int32)),))
+            for prompt, g in zip(prompts, written)
+        ]
+    )
 
 
 def _pair_accuracy(model: PreTrainedModel, reference_model: PreTrainedModel, batch: Batch):

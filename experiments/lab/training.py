@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM, TrainerCallback
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import LlamaForCausalLM, PreTrainedModel, TrainerCallback
 
 from experiments import runs
 from experiments.jobs import code_fingerprint
-from experiments.lab.base import load_base
-from experiments.lab.data import demonstrations, examples, preferences
+from experiments.lab.base import WIDTH, load_base
+from experiments.lab.data import demonstrations, documents, examples, preferences
 from experiments.lab.measures import measure
 from experiments.lab.tokenizer import lab_tokenizer
 from experiments.lab.world import TEST, make_world
-from experiments.runs import DEMONSTRATIONS, PREFERENCES
+from experiments.runs import DEMONSTRATIONS, DOCUMENTS, PREFERENCES
 from uft.data.mixture import FeedbackDataset
 from uft.stages import Budget
 
@@ -36,6 +38,7 @@ class Scale:
     batch_size: int = 64
     per_operator: int = 64
     points: int = 6  # measurements along each stage, for the curves
+    width: int = WIDTH  # of the model
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,11 @@ class LabStage:
 
     objective      as `uft.presets.make_objective` takes it
     demonstrations, preferences   shares of the design's draws; their ratio is the mixture
+    documents      replayed as in pretraining; a share of the design's draws of demonstrations
     budget         "examples": these draws; "rest": what is left of the design's FLOPs
+    reference      "start": the model before the stage; "base"; "moving": the first, moved towards the policy
+    parallel       instead of all that: stages that each train an adapter of rank `lora` on the same model, which are
+                   then added up by `merge`: peft's "linear" (task arithmetic) or "ties"
     """
 
     name: str
@@ -53,6 +60,11 @@ class LabStage:
     demonstrations: float = 0.0
     preferences: float = 0.0
     budget: str = "examples"
+    documents: float = 0.0
+    reference: str = "start"
+    lora: int = 0
+    parallel: tuple[LabStage, ...] = ()
+    merge: str = "linear"
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,11 @@ def lab_data(plan: Plan, stage: LabStage) -> FeedbackDataset:
         rows = demonstrations(world, scale.demonstrations, plan.seed)
         parts[DEMONSTRATIONS] = examples(rows, DEMONSTRATIONS)
         weights[DEMONSTRATIONS] = stage.demonstrations * scale.sft_draws / scale.demonstrations
+    if stage.documents:
+        count = scale.demonstrations
+        # of the distribution of pretraining, none of the very documents
+        parts[DOCUMENTS] = examples(documents(world, count, f"replay {plan.seed}"), DOCUMENTS)
+        weights[DOCUMENTS] = stage.documents * scale.sft_draws / count
     if stage.preferences:
         rows = preferences(world, plan.variant, scale.preferences, plan.seed)
         parts[PREFERENCES] = examples(rows, PREFERENCES)
@@ -101,7 +118,8 @@ def run_plan(
     part        of the prompts and facts that measure: VALIDATION or TEST
     keep_last   also keep the last stage's weights, for plans that go on from there
     """
-    base = load_base(plan.seed)
+    bases = Path(cache) / "bases"
+    base = load_base(plan.seed, plan.scale.width, bases)
 
     def train(stage: LabStage, model: LlamaForCausalLM, spent: float):
         return _train(plan, stage, model, base, spent, part, curves)
@@ -109,7 +127,9 @@ def run_plan(
     def load(folder: Path) -> LlamaForCausalLM:
         return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
-    records = runs.run_stages(plan, load_base(plan.seed), Path(cache) / "stages" / part, keep_last, train, load)
+    records = runs.run_stages(
+        plan, load_base(plan.seed, plan.scale.width, bases), Path(cache) / "stages" / part, keep_last, train, load
+    )
     if not plan.stages:
         records = [{"stage": "base", "measures": _measure(base, base, base, plan, part), "compute": {}}]
     return {
@@ -122,17 +142,11 @@ def run_plan(
 
 
 def _train(plan: Plan, stage: LabStage, model, base, spent: float, part: str, curves: bool):
-    scale, reference, start = plan.scale, _copy(model), time.perf_counter()
-    if stage.budget == "rest":
-        budget = Budget(flops=design_flops(plan, model) - spent)
-    else:
-        draws = stage.demonstrations * scale.sft_draws + stage.preferences * scale.preference_draws
-        budget = Budget(examples=round(draws))
-    curve = _Curve(plan, base, reference, part, scale.points if curves else 0)
-    trainer = runs.fit(
-        model, stage.objective, lab_data(plan, stage), lab_tokenizer(), budget, learning_rate=stage.learning_rate,
-        batch_size=scale.batch_size, seed=plan.seed, reference=reference, callbacks=[curve],
-    )  # fmt: skip
+    if stage.parallel:
+        return _train_parallel(plan, stage, model, base, spent, part)
+    before, start = _copy(model), time.perf_counter()
+    curve = _Curve(plan, base, before, part, plan.scale.points if curves else 0)
+    trainer = _fit(plan, stage, model, base, spent, [curve])
     told = runs.told(trainer)
     told["compute"]["seconds"] -= curve.seconds
     return trainer.model, {
@@ -142,8 +156,76 @@ def _train(plan: Plan, stage: LabStage, model, base, spent: float, part: str, cu
         "wall_seconds": time.perf_counter() - start,
         "measuring_seconds": curve.seconds,
         "curve": curve.points,
-        "measures": _measure(trainer.model, base, reference, plan, part),
+        "measures": _measure(trainer.model, base, before, plan, part),
     }
+
+
+def _fit(plan: Plan, stage: LabStage, model, base, spent: float, callbacks: Sequence[TrainerCallback]):
+    scale, callbacks = plan.scale, list(callbacks)
+    if stage.budget == "rest":
+        budget = Budget(flops=design_flops(plan, model) - spent)
+    else:
+        draws = (stage.demonstrations + stage.documents) * scale.sft_draws + stage.preferences * scale.preference_draws
+        budget = Budget(examples=round(draws))
+    reference = _copy(base if stage.reference == "base" else model)
+    if stage.reference == "moving":
+        callbacks.append(MovingReference(reference))
+    elif stage.reference not in ("start", "base"):
+        raise ValueError(f"reference is {stage.reference!r}; want start, base or moving")
+    return runs.fit(
+        model, stage.objective, lab_data(plan, stage), lab_tokenizer(), budget, learning_rate=stage.learning_rate,
+        batch_size=scale.batch_size, seed=plan.seed, reference=reference, callbacks=callbacks, lora=stage.lora,
+    )  # fmt: skip
+
+
+def _train_parallel(plan: Plan, stage: LabStage, model, base, spent: float, part: str):
+    """Adapters trained side by side on copies of one model, which then gets all of them (PAFT, arXiv:2406.17923)."""
+    start, trainers = time.perf_counter(), []
+    for branch in stage.parallel:
+        branch = replace(branch, lora=stage.lora)
+        trainers.append(_fit(plan, branch, _copy(model, train=True), base, spent, []))
+        spent += trainers[-1].record()["compute"]["flops"]
+    told = [runs.told(trainer) for trainer in trainers]
+    merged = merged_adapters(model, [trainer.model for trainer in trainers], stage.merge)
+    return merged, {
+        "stage": stage.name,
+        "learning_rate": stage.learning_rate,
+        "objective": [each["objective"] for each in told],
+        "steps": sum(each["steps"] for each in told),
+        "compute": runs.added_up(told),
+        "training": [entry for each in told for entry in each["training"]],
+        "wall_seconds": time.perf_counter() - start,
+        "measuring_seconds": 0.0,
+        "curve": [],
+        "measures": _measure(merged, base, _copy(model), plan, part),
+    }
+
+
+def merged_adapters(model: PreTrainedModel, adapted: Sequence[PeftModel], how: str) -> PreTrainedModel:
+    """The model with the sum of the adapters that were trained on copies of it, by peft's "linear" or "ties"."""
+    names = [f"branch{i}" for i in range(len(adapted))]
+    together = get_peft_model(_copy(model, train=True), adapted[0].peft_config["default"], names[0])
+    for name, trained in zip(names, adapted):
+        if name != names[0]:
+            together.add_adapter(name, trained.peft_config["default"])
+        set_peft_model_state_dict(together, get_peft_model_state_dict(trained), adapter_name=name)
+    options = {"density": 0.5} if how == "ties" else {}
+    together.add_weighted_adapter(names, [1.0] * len(names), "all", combination_type=how, **options)
+    together.set_adapter("all")
+    return together.merge_and_unload()
+
+
+class MovingReference(TrainerCallback):
+    """TR-DPO's soft update (arXiv:2404.09656, eq. 5): every so often the reference moves towards the policy."""
+
+    def __init__(self, reference: PreTrainedModel, rate: float = 0.6, every: int = 32):
+        self.reference, self.rate, self.every = reference, rate, every
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every == 0:
+            for theirs, ours in zip(self.reference.parameters(), model.parameters()):
+                theirs.lerp_(ours, self.rate)
 
 
 class _Curve(TrainerCallback):
@@ -172,7 +254,7 @@ def _measure(model, base, reference, plan: Plan, part: str, per_operator: int | 
     return measure(model, base, reference, world, plan.variant, part=part, per_operator=count)
 
 
-def _copy(model: LlamaForCausalLM) -> LlamaForCausalLM:
+def _copy(model: LlamaForCausalLM, *, train: bool = False) -> LlamaForCausalLM:
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
-    return copy.eval().requires_grad_(False)
+    return copy if train else copy.eval().requires_grad_(False)
