@@ -33,8 +33,9 @@ def train(folder, name, world, data, objective=EVERYTHING, lora=False, **options
     """One epoch and a bit, in steps of 8 rows."""
     from transformers.trainer_callback import PrinterCallback
 
+    own = lora or options.get("reference") == "cached"  # the policy as it is at the start is the reference
     run = trainer(
-        objective, DATA[data], reference_model=None if lora else model(seed=1), per_device_train_batch_size=8 // world,
+        objective, DATA[data], reference_model=None if own else model(seed=1), per_device_train_batch_size=8 // world,
         max_steps=7, optim="sgd", eval_dataset=dataset(("pairs", "demonstrations"), n=5), per_device_eval_batch_size=3,
         output_dir=folder / f"run-{name}", ddp_backend="gloo" if world > 1 else None,
         peft_config=copy.deepcopy(LORA) if lora else None,

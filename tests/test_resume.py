@@ -246,7 +246,7 @@ def test_killed_while_the_reference_cache_is_written(tmp_path, monkeypatch):
 
 
 def test_killed_between_stages(tmp_path):
-    """Behind the first stage's last step, shortly before it, or inside the second: which begins where the first ended."""
+    """Behind the first stage's last step, shortly before it, or in the second, which begins where the first ended."""
     whole = tmp_path / "whole"
     whole.mkdir()
     train_stages(str(whole), False, "keep")
