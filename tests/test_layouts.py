@@ -265,3 +265,11 @@ def test_a_trainer_packs_on_a_gpu():
     run.train()
     assert np.isfinite(run.state.log_history[0]["loss"])
     assert run.state.log_history[0]["rewards/margins"] == 0.0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_response_without_tokens_is_refused(packed):
+    responses = (Response(np.array([6])), Response(np.array([], dtype=np.int32)))
+    empty = Example("pair", np.array([5]), responses, ((0, 1),), "s", 4)
+    with pytest.raises(ValueError, match="row 4 of 's': found a response without tokens"):
+        Collator(0, sources=("s",), packed=packed)([empty])

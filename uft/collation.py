@@ -60,6 +60,9 @@ class Row(NamedTuple):
 
 
 def rows_of(example: Example, nth: int = 0) -> list[Row]:
+    if not all(len(response.tokens) for response in example.responses):
+        where = f"row {example.row} of {example.source!r}"
+        raise ValueError(f"{where}: found a response without tokens; want at least one (its end)")
     responses = enumerate(example.responses)
     return [Row(example.prompt if r.prompt is None else r.prompt, example, k, nth) for k, r in responses]
 

@@ -51,7 +51,7 @@ class LabStage:
     budget         "examples": these draws; "rest": what is left of the design's FLOPs
     reference      "start": the model before the stage; "base"; "moving": the first, moved towards the policy
     parallel       instead of all that: stages that each train an adapter of rank `lora` on the same model, which are
-                   then added up by `merge`: peft's "linear" (task arithmetic) or "ties"
+                   then added up by `merge`: "linear" (task arithmetic) or "ties"
     """
 
     name: str
@@ -202,15 +202,19 @@ def _train_parallel(plan: Plan, stage: LabStage, model, base, spent: float, part
 
 
 def merged_adapters(model: PreTrainedModel, adapted: Sequence[PeftModel], how: str) -> PreTrainedModel:
-    """The model with the sum of the adapters that were trained on copies of it, by peft's "linear" or "ties"."""
+    """The model with the changes of all the adapters that were trained on copies of it: "linear", their sum (task
+    arithmetic, arXiv:2212.04089), or "ties" (arXiv:2306.01708), half of each change kept."""
     names = [f"branch{i}" for i in range(len(adapted))]
     together = get_peft_model(_copy(model, train=True), adapted[0].peft_config["default"], names[0])
     for name, trained in zip(names, adapted):
         if name != names[0]:
             together.add_adapter(name, trained.peft_config["default"])
         set_peft_model_state_dict(together, get_peft_model_state_dict(trained), adapter_name=name)
-    options = {"density": 0.5} if how == "ties" else {}
-    together.add_weighted_adapter(names, [1.0] * len(names), "all", combination_type=how, **options)
+    # of the products: peft's "linear" and "ties" work on the factors, whose sums mix adapters
+    ranks = sum(trained.peft_config["default"].r for trained in adapted)
+    options = {"linear": {"combination_type": "cat"},
+               "ties": {"combination_type": "ties_svd", "density": 0.5, "svd_rank": ranks}}[how]  # fmt: skip
+    together.add_weighted_adapter(names, [1.0] * len(names), "all", **options)
     together.set_adapter("all")
     return together.merge_and_unload()
 

@@ -141,8 +141,6 @@ class Buffers:
         held["prompt_length"].append(self._tokens(example.prompt))
         for response in example.responses:
             own, mask, n = response.prompt, response.in_loss, len(response.tokens)
-            if not n:
-                raise ValueError(f"row {example.row}: found a response without tokens; want at least one")
             held["own_prompt"].append(-1 if own is None else self._tokens(own))
             held["length"].append(self._tokens(response.tokens))
             held["first_mask"].append(-1 if mask is None else self.masked)
