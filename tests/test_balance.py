@@ -191,6 +191,20 @@ def test_a_row_that_only_resting_terms_are_on_costs_nothing():
     assert "loss/preference" not in first and "loss/sft" not in second
 
 
+@pytest.mark.parametrize("loss", ["dpo", "simpo"])
+def test_the_model_never_reads_a_resting_row(loss):
+    """Also where both terms' rows need the same of the model, so that they would share a pass."""
+    objective = {**SEQUENTIAL, "preference": SEQUENTIAL["preference"] | {"loss": loss}}
+    run = trainer(objective, dataset(BOTH), max_steps=2, per_device_train_batch_size=16, layout="padded")
+    read = []
+    run.model.register_forward_pre_hook(
+        lambda module, args, inputs: read.append(len(inputs["input_ids"])) if torch.is_grad_enabled() else None,
+        with_kwargs=True,
+    )
+    run.train()
+    assert read == [8, 16]  # demonstrations, and the two sides of pairs
+
+
 def test_a_number_0_rests_too_but_is_evaluated():
     run = trainer(dpo_nll(preference_weight=0.0), dataset(BOTH), eval_dataset=dataset(BOTH, n=4))
     run.train()
