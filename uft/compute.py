@@ -13,6 +13,7 @@ What is computed a second time to save memory (checkpointed layers, logits of a 
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -114,16 +115,27 @@ class Meter:
         self.cost = Cost.of(model)
         self.fused = has_fused_head(model)
         self.reference_cost = self.cost if reference is None else Cost.of(reference)
+        self.reference_runs = reference_runs
+        self._of(objective)
+
+    def _of(self, objective: Objective) -> None:
         self.objective = objective
         self.with_reference = [k in objective.kinds_with_reference for k in KINDS]
-        self.reference_runs = reference_runs
         # terms whose statistics need a pass of their own over rows that also get a gradient
         self.extra_passes = sum(t.statistics_on not in (None, "mismatched") for t in objective.terms)
 
-    def of(self, kind: np.ndarray, length: np.ndarray, counted: np.ndarray, used: np.ndarray) -> Tally:
+    def under(self, objective: Objective) -> Meter:
+        """For the same models under another objective."""
+        meter = copy.copy(self)
+        meter._of(objective)
+        return meter
+
+    def of(
+        self, kind: np.ndarray, length: np.ndarray, counted: np.ndarray, used: np.ndarray, trained: bool = True
+    ) -> Tally:
         """kind (codes), length (prompt + response tokens), counted (tokens in the loss), used (by some term).
 
-        Each int or bool [responses].
+        Each int or bool [responses].  `trained` is False for what runs forward alone, as in evaluation.
         """
         mismatched = kind == KINDS.index("mismatched")
         kept = mismatched | used.astype(bool)
@@ -135,23 +147,24 @@ class Meter:
         reference = self.reference_runs * (silent + (with_reference & ~mismatched))
         scored = counted if self.fused else length
         forward, backward = self.cost.forward(length, scored), self.cost.backward(length, scored)
-        gradient = (~mismatched).astype(np.int64)
-        flops = (silent + gradient) * forward + gradient * backward
+        run = (~mismatched).astype(np.int64)
+        gradient = run * trained
+        flops = (silent + run) * forward + gradient * backward
         flops = flops + reference * self.reference_cost.forward(length, scored)
         return Tally(
             tokens=int((gradient * length).sum()),
             response_tokens=int((gradient * counted).sum()),
-            policy_forwards=int((silent + gradient).sum()),
+            policy_forwards=int((silent + run).sum()),
             backwards=int(gradient.sum()),
             reference_forwards=int(reference.sum()),
             flops=int(flops.sum()),
         )
 
-    def of_batch(self, batch: Batch) -> Tally:
+    def of_batch(self, batch: Batch, trained: bool = True) -> Tally:
         columns = (batch.kind, batch.length, batch.in_loss.sum(-1), self.objective.used_rows(batch))
-        return self.of(*(column.cpu().numpy() for column in columns))
+        return self.of(*(column.cpu().numpy() for column in columns), trained)
 
-    def of_examples(self, examples: Iterable[Example]) -> Tally:
+    def of_examples(self, examples: Iterable[Example], trained: bool = True) -> Tally:
         rows = [
             (
                 KINDS.index("mismatched" if r.mismatched else e.kind),
@@ -165,7 +178,7 @@ class Meter:
             for e in examples
             for k, r in enumerate(e.responses)
         ]
-        return self.of(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)
+        return self.of(*np.array(rows, dtype=np.int64).reshape(-1, 4).T, trained)
 
     def of_reference(self, responses: Iterable[tuple[Example, Response]]) -> int:
         """FLOPs of one pass of the reference over some responses."""

@@ -98,6 +98,14 @@ class UnifiedConfig(TrainingArguments):
             "behind a checkpoint) or skip (leave that step out, counted and logged)."
         },
     )
+    gradient_conflict: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps, log cosine and norm ratio of the gradients of each two terms of the "
+            "objective; 0 never. It changes no result. It costs a forward, and a backward per term, over that step's "
+            "data, and memory for a gradient per term."
+        },
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave this off: see on_non_finite."})
     resume_despite: list[str] | None = field(
         default=None,

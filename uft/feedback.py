@@ -144,11 +144,14 @@ class Need:
     gradient     some term is on it
     reference    the reference scores it as well
     statistics   names of the terms that want it scored without gradient before the step
+    terms        names of the terms that are on it, where some of them rest at times: it then runs apart from what other
+                 terms are on
     """
 
     gradient: bool = True
     reference: bool = False
     statistics: tuple[str, ...] = ()
+    terms: tuple[str, ...] = ()
 
 
 class Batch(dict):

@@ -41,6 +41,7 @@ class RunState(TrainerCallback, ExportableState):
     pending     metric -> [sum, count] since the last log
     counters    totals since the start: tokens, passes, FLOPs, examples per source, seconds
     statistics  per term, what outlives a step (BCO's running mean)
+    balance     what the objective's balancer remembers
     ranks       pending and counters of each rank when the last checkpoint was saved: one rank writes the state of all
     """
 
@@ -50,17 +51,19 @@ class RunState(TrainerCallback, ExportableState):
         counters: dict | None = None,
         statistics: dict | None = None,
         ranks: list[dict[str, dict]] | None = None,
+        balance: dict | None = None,
     ):
         self.pending = pending or {}
         self.counters = counters or {}
         self.statistics = statistics or {}
         self.ranks = ranks or []
+        self.balance = balance or {}
         self._fresh: dict[str, list[Tensor]] = {}
 
     def state(self) -> dict[str, Any]:
         self._settle()
-        values = {"pending": self.pending, "counters": self.counters, "statistics": self.statistics}
-        return {"args": copy.deepcopy(values | {"ranks": self.ranks}), "attributes": {}}
+        names = ("pending", "counters", "statistics", "balance", "ranks")
+        return {"args": copy.deepcopy({name: getattr(self, name) for name in names}), "attributes": {}}
 
     def collect(self, gather: Callable[[list], list]) -> None:
         """Before a checkpoint is saved, on every rank."""
@@ -82,7 +85,7 @@ class RunState(TrainerCallback, ExportableState):
     def snapshot(self) -> dict[str, Any]:
         """What `restore` takes back; the device is not asked for anything."""
         return {name: copy.copy(value) for name, value in vars(self).items()} | {
-            "statistics": copy.deepcopy(self.statistics)
+            name: copy.deepcopy(getattr(self, name)) for name in ("statistics", "balance")
         }
 
     def restore(self, snapshot: dict[str, Any], *, counters: bool = True) -> None:

@@ -42,6 +42,7 @@ def _stage(record: Mapping[str, Any]) -> list[str]:
         f"| {t['name']} | {t.get('loss', t['type'])} | {t['on']} | {t['weight']} | {t.get('beta', '')} |"
         for t in record["objective"]["terms"]
     ]
+    balance = record["objective"].get("balance")
     sources = [f"| {source} | {size:,} |" for source, size in record["data"].get("train", {}).get("sizes", {}).items()]
     return [
         f"Objective `{record['objective']['name']}`:",
@@ -50,6 +51,7 @@ def _stage(record: Mapping[str, Any]) -> list[str]:
         "|---|---|---|--:|--:|",
         *terms,
         "",
+        *([f"Weights are decided in training by `{balance}`.", ""] if balance else []),
         "| data set | examples |",
         "|---|--:|",
         *sources,

@@ -5,6 +5,9 @@
 n_i counts tokens, pairs or responses over the **whole optimiser step**: every micro-batch of the accumulation and
 every rank.  So L and its gradient do not depend on how the step is cut into micro-batches.
 
+A weight is a number, a schedule (`uft.schedules`) or any function of progress; a balancer (`uft.balance`) decides them
+from what was measured.  A term whose weight is 0 in a step takes no part in it.
+
 A preset is a function of its hyperparameters that returns an `Objective`.
 """
 
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uft.balance import Balancer
 from uft.feedback import KINDS, ROWS, Batch, Need
 from uft.models import Scored
 from uft.terms import Pointwise, Sums, Term, Weight
@@ -29,11 +33,14 @@ class Objective:
 
     terms: tuple[Term, ...]
     name: str = "custom"
+    balancer: Balancer | None = None
 
     def __post_init__(self):
         names = [term.name for term in self.terms]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"an objective needs terms with different names; got {names}")
+        if self.balancer is not None:
+            self.balancer.check(tuple(names))
 
     @cached_property
     def needs_reference(self) -> bool:
@@ -42,6 +49,12 @@ class Objective:
     @cached_property
     def needs_divergence(self) -> bool:
         return any(term.needs_divergence for term in self.terms)
+
+    @cached_property
+    def rests(self) -> bool:
+        """Whether some term has weight 0 in several steps, which then leave out the rows that it alone is on."""
+        of_a_run = [[weight_at(term.weight, k / 64) for k in range(64)] for term in self.terms]
+        return (self.balancer is not None and self.balancer.rests) or any(w.count(0.0) > 1 for w in of_a_run)
 
     @property
     def differentiable(self) -> tuple[str, ...]:
@@ -82,10 +95,11 @@ class Objective:
         """What becomes of one response, of an example of this kind, that is the better or worse side of some pair; None
         where nothing does."""
         statistics = tuple(t.name for t in self.statistic_terms if _is_on(t.statistics_on, kind, chosen, rejected))
-        gradient = any(_is_on(term.on, kind, chosen, rejected) for term in self.terms)
-        if not gradient and not statistics:
+        terms = tuple(term.name for term in self.terms if _is_on(term.on, kind, chosen, rejected))
+        if not terms and not statistics:
             return None
-        return Need(gradient, kind in self.kinds_with_reference or kind == "mismatched", statistics)
+        reference = kind in self.kinds_with_reference or kind == "mismatched"
+        return Need(bool(terms), reference, statistics, terms if self.rests else ())
 
     @cached_property
     def needs(self) -> tuple[Need, ...]:
@@ -126,6 +140,17 @@ class Objective:
                     metrics[name] = (before[0] + value.detach(), before[1] + items)
             metrics[f"weight/{term.name}"] = (total.new_tensor(weight), total.new_tensor(1.0))
         return total, metrics
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """The terms' own weights at this point of the training."""
+        return {term.name: weight_at(term.weight, progress) for term in self.terms}
+
+    def at(self, weights: Mapping[str, float]) -> Objective:
+        """The objective of one step: the terms whose weight is not 0, with these numbers as weights."""
+        if not any(weights.values()):
+            raise ValueError(f"every weight of objective {self.name!r} is 0; want a term to train on")
+        terms = tuple(replace(t, weight=weights[t.name]) for t in self.terms if weights[t.name])
+        return Objective(terms, self.name)
 
     def with_weights(self, **weights: Weight) -> Objective:
         """The same objective with other weights, by term name."""

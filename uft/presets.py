@@ -16,10 +16,13 @@ uft_nll          demonstrations by likelihood, feedback by implicit reward
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from uft import losses
+from uft.balance import make_balancer
 from uft.objective import Objective
+from uft.schedules import make_weight
 from uft.terms import Divergence, Likelihood, Pairwise, Pointwise, Term
 
 DEMONSTRATED = "demonstrations+documents"
@@ -129,7 +132,10 @@ def make_objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
         preference: {loss: dpo, beta: 0.1, weight: 2.0}
         kl: {direction: reference_policy, weight: 0.05, on: demonstrations}
 
-    `kl_weight` beside a preset adds a KL-to-reference term.  Raises ValueError naming what is unknown.
+    `kl_weight` beside a preset adds a KL-to-reference term; every weight may be {schedule: cosine, start: 1, end: 0}
+    (`uft.schedules`).  `balance`, beside a preset or terms, says what decides the weights from what was measured, such
+    as alright or {method: forgetting_budget, quantity: eval_demonstrations/nll, rise: 0.05} (`uft.balance`).  Raises
+    ValueError naming what is unknown.
     """
     if isinstance(spec, Objective):
         return spec
@@ -138,9 +144,15 @@ def make_objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
     if not isinstance(spec, Mapping):
         raise ValueError(f"objective is {spec!r}; want a preset's name or a mapping of terms")
     spec = dict(spec)
+    balancer = make_balancer(spec.pop("balance", None))
     if "preset" not in spec:
-        return Objective(tuple(_term(name, dict(options)) for name, options in spec.items()))
+        return Objective(tuple(_term(name, dict(options)) for name, options in spec.items()), balancer=balancer)
+    return replace(_of_preset(spec), balancer=balancer)
+
+
+def _of_preset(spec: dict[str, Any]) -> Objective:
     name = spec.pop("preset")
+    spec = {key: make_weight(value, key) if key.endswith("weight") else value for key, value in spec.items()}
     if name not in PRESETS and name not in losses.PAIRWISE:
         raise ValueError(f"objective {name!r} is unknown; want one of {', '.join({**PRESETS, **losses.PAIRWISE})}")
     kl = {key: spec.pop(key) for key in ("kl_weight", "kl_direction", "kl_on") if key in spec}
@@ -160,6 +172,8 @@ def make_objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
 
 def _term(name: str, options: dict[str, Any]) -> Term:
     common = {key: options.pop(key) for key in ("on", "weight") if key in options}
+    if "weight" in common:
+        common["weight"] = make_weight(common["weight"], f"weight of term {name!r}")
     loss = options.pop("loss", None)
     if "direction" in options or name == "kl":
         return Divergence(name, **common, direction=options.pop("direction", "policy_reference"))

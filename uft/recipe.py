@@ -225,7 +225,7 @@ def parse_config(values: Mapping[str, Any], where: str = "") -> UnifiedConfig:
 def _objective(value: Any, where: str) -> Objective:
     if isinstance(value, Mapping) and "preset" not in value:
         for name, term in value.items():
-            if not isinstance(term, Mapping):
+            if not isinstance(term, Mapping) and name != "balance":
                 raise RecipeError(f"{where}.{name} is {term!r}; want a mapping such as {{loss: dpo, beta: 0.1}}")
     try:
         objective = make_objective(value)

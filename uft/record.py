@@ -31,7 +31,11 @@ def run_record(trainer: Any, counters: Mapping[str, float]) -> dict[str, Any]:
     bare = model.get_base_model() if is_peft(model) else model
     data = {"train": trainer.train_dataset, "eval": trainer.eval_dataset}
     return {
-        "objective": {"name": trainer.objective.name, "terms": trainer.objective.describe()},
+        "objective": {
+            "name": trainer.objective.name,
+            "terms": trainer.objective.describe(),
+            "balance": repr(trainer.objective.balancer) if trainer.objective.balancer else None,
+        },
         "reference": type(trainer.reference).__name__ if trainer.reference else trainer.args.reference,
         "data": {
             split: {"fingerprint": part.fingerprint, "sizes": dict(zip(part.sources, part.sizes))}

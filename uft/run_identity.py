@@ -7,6 +7,7 @@ last digits, and often none.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -56,6 +57,7 @@ def run_identity(trainer: Any) -> dict[str, Any]:
         "configuration": _digest(sorted((k, v) for k, v in bare.config.to_dict().items() if k not in NAMES)),
         "adapter": _adapter(model),
         "objective": _objective(trainer.objective),
+        "balance": _balance(trainer),
         "data": {
             "sources": dict(zip(data.sources, zip(data.sizes, data.weights))),
             "fingerprint": data.fingerprint[:16],
@@ -127,7 +129,23 @@ def _objective(objective: Objective) -> dict[str, Any]:
     """The terms by name; a weight that is a function by its values over a run."""
     found = {}
     for term, told in zip(objective.terms, objective.describe(), strict=True):
-        found[term.name] = {**told, "weight": [weight_at(term.weight, k / 8) for k in range(9)]}
+        values = [weight_at(term.weight, k / 8) for k in range(9)]
+        schedule = {"schedule": told["weight"]} if dataclasses.is_dataclass(term.weight) else {}
+        found[term.name] = {**told, "weight": values, **schedule}
+    return found
+
+
+def _balance(trainer: Any) -> dict[str, Any] | None:
+    """What decides the weights, and the data that it measures."""
+    balancer = trainer.objective.balancer
+    if balancer is None:
+        return None
+    found: dict[str, Any] = {"method": repr(balancer)}
+    if balancer.quantity:
+        data = trainer.eval_dataset
+        parts = data.items() if isinstance(data, Mapping) else [("", data)]
+        found["measured_on"] = {name: part.fingerprint[:16] for name, part in parts if part is not None}
+        found["measured_in_batches_of"] = trainer.args.eval_batch_size
     return found
 
 

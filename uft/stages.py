@@ -71,6 +71,11 @@ class Budget:
 def steps_within(trainer: UnifiedTrainer, flops: float) -> int:
     """The number of optimiser steps whose cost is nearest to `flops`, found by going through the sampler's order."""
     args, data = trainer.args, trainer.train_dataset
+    if trainer.objective.rests or trainer.objective.balancer is not None:
+        raise ValueError(
+            f"found a budget of FLOPs and objective {trainer.objective.name!r}, whose weights decide in training what "
+            "a step costs; want a budget of steps, examples or epochs"
+        )
     flops -= trainer.reference_cache.cost(data)[1]
     cost = np.array([trainer.meter.of_examples([example]).flops for example in data], dtype=np.float64)
     sampler: MixtureSampler = trainer._get_train_sampler(data)

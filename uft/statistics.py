@@ -10,19 +10,26 @@ from torch import Tensor, nn
 
 from uft.collation import MicroBatches
 from uft.models import score
+from uft.objective import Objective
 from uft.terms import Sums
 
 
 @torch.no_grad()
 def step_statistics(
-    trainer: Any, model: nn.Module, items: Callable[[], Iterable[MicroBatches]], *, update: bool
+    trainer: Any,
+    model: nn.Module,
+    items: Callable[[], Iterable[MicroBatches]],
+    *,
+    update: bool,
+    objective: Objective | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Per term, what its loss asks for; by one pass without gradient over all micro-batches of all ranks.
 
-    update   whether what outlives the step (BCO's running mean) takes this one in; evaluation does not change it
+    update      whether what outlives the step (BCO's running mean) takes this one in; evaluation does not change it
+    objective   that of the step, by default the trainer's
     """
     found = {}
-    for term in trainer.objective.statistic_terms:
+    for term in (objective or trainer.objective).statistic_terms:
         sums: Sums = {}
         # BCO's mean is that of the training so far
         for item in items() if update or term.statistics_on == "mismatched" else ():

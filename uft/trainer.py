@@ -17,12 +17,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
@@ -55,6 +54,7 @@ from uft.reference_cache import ReferenceCache
 from uft.run_identity import run_identity
 from uft.sharding import placed, reduce_each_pass
 from uft.statistics import step_statistics
+from uft.step import Step, StepPlanner
 
 logger = logging.get_logger(__name__)
 
@@ -65,20 +65,6 @@ MEANINGLESS = {
     "preprocess_logits_for_metrics": "evaluation holds no logits",
     "data_collator": "batches hold several kinds of feedback and are put together by uft.feedback.Collator",
 }
-
-
-@dataclass(frozen=True)
-class Step:
-    """What must be known of an optimiser step before its first micro-batch.
-
-    counts       float64 [terms], items per term over the step, divided by the number of ranks (which DDP averages over)
-    statistics   per term, what its loss asks for beyond the micro-batch
-    passes       forward and backward passes that this rank runs
-    """
-
-    counts: Tensor
-    statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    passes: int = 1
 
 
 class UnifiedTrainer(GuardedTrainer):
@@ -149,6 +135,8 @@ class UnifiedTrainer(GuardedTrainer):
         if frozen is not None:  # only now: what is in shards can neither be tried out nor counted
             self.reference.model = placed(frozen, self.accelerator)
         self.reference_cache = ReferenceCache(self, wanted=cached)
+        self.planner = StepPlanner(self)
+        self.add_callback(self.planner)
         self._clock = time.perf_counter()
 
     # ---- data ----
@@ -256,15 +244,7 @@ class UnifiedTrainer(GuardedTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """The step's micro-batches, and what has to be counted over all of them before the first is run."""
         self.guard.begin()
-        items: list[MicroBatches] = list(itertools.islice(epoch_iterator, num_batches))
-        counts = torch.zeros(len(self.objective.terms), dtype=torch.float64)
-        for item in items:
-            counts += sum((self.objective.counts(batch) for batch in item.of_gradient), torch.zeros_like(counts))
-            self._count(item)
-        counts = self.accelerator.reduce(counts.to(device), "sum") / self.accelerator.num_processes
-        items = even_passes(items, self.data_collator, self.accelerator)
-        statistics = step_statistics(self, self.model_wrapped, lambda: items, update=True)
-        return items, Step(counts, statistics, sum(len(item.of_gradient) for item in items))
+        return self.planner.plan(list(itertools.islice(epoch_iterator, num_batches)))
 
     def training_step(self, model, inputs: MicroBatches, num_items_in_batch: Step | None = None):
         """Forward and backward of each pass; gradients of several ranks meet after the last one."""
@@ -281,35 +261,36 @@ class UnifiedTrainer(GuardedTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch: Step | None = None):
         batch = Batch(inputs)
         step = num_items_in_batch or Step(self.objective.counts(batch))
-        scored = self.scored(model, batch)
-        loss, metrics = self.objective(scored, step.counts.to(batch.kind.device), step.statistics, self.progress)
+        objective = step.objective or self.objective
+        scored = self.scored(model, batch, objective)
+        loss, metrics = objective(scored, step.counts.to(batch.kind.device), step.statistics, self.progress)
         if self.is_in_train and model.training:
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("weight/")}  # the step's
             self.guard.saw(loss, scored)
+            self.planner.saw(metrics)
             one_step = loss.new_tensor(1.0 / step.passes)
             self.run_state.add(
                 metrics | by_source(scored, self.data_collator.sources) | {"loss": (loss.detach(), one_step)}
             )
         return (loss, {"loss": loss}) if return_outputs else loss
 
-    def scored(self, model: nn.Module, batch: Batch) -> Scored:
-        """Log-probabilities of a batch, and the reference's where its responses need one."""
+    def scored(self, model: nn.Module, batch: Batch, objective: Objective | None = None) -> Scored:
+        """Log-probabilities of a batch, and the reference's where its responses need one.
+
+        `objective` is that of the step, by default the trainer's."""
+        objective = objective or self.objective
         need = batch.get("need")
+        compared = objective.needs_reference and (need is None or need.reference)
         return score(
             model,
             batch,
-            self.reference if need is None or need.reference else None,
-            divergence=self.objective.needs_divergence and (need is None or need.reference),
-            differentiable=self.objective.differentiable,
+            self.reference if compared else None,
+            divergence=objective.needs_divergence and compared,
+            differentiable=objective.differentiable,
         )
 
-    def _count(self, item: MicroBatches) -> None:
-        """Adds a micro-batch to the run's counters (tokens, passes, FLOPs, examples per source)."""
-        for batch in item.batches:
-            self.run_state.count(**vars(self.meter.of_batch(batch)), tokens_run=batch.input_ids.numel())
-        self.run_state.count(**{f"examples/{name}": n for name, n in item.examples.items()})
-
     def floating_point_ops(self, inputs: MicroBatches) -> int:
-        return sum(self.meter.of_batch(batch).flops for batch in inputs.batches)
+        return sum(self.planner.meter.of_batch(batch).flops for batch in inputs.batches)
 
     def _track_num_input_tokens(self, inputs: MicroBatches) -> None:
         pass  # transformers' way to count reads one batch; see num_tokens in the log
