@@ -25,13 +25,13 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP) -e ".[dev,peers]"
+	@$(PIP) -e ".[dev,peers,sweep]"
 	@touch $@
 
 compare: $(VENV)/.installed
 	$(BIN)/python -m experiments.sequential_vs_unified
 
-compare-full: $(VENV)/.installed
+compare-full: $(VENV)/.installed-dev
 	$(BIN)/python -m experiments.sequential_vs_unified --full
 
 compare-quick: $(VENV)/.installed

@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from experiments.arms import ARMS
 from experiments.lab.training import LabStage, Plan, Scale
-from experiments.sequential_vs_unified import ARMS, VARIANTS
+from experiments.sequential_vs_unified import VARIANTS
 from experiments.study import Point, Study, main, stages_of
 
 FLIPPED = (0.0, 0.1, 0.2, 0.3, 0.4)
-COMPARED = ("sft_chosen", "sft_dpo_replay", "unified_dpo_nll", "unified_uft")
+COMPARED = ("sft_chosen", "sft_dpo_replay", "dpo_nll", "uft")
 
 
 def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments import study_figures
+from experiments.arms import ARMS
 from experiments.lab.training import LabStage, Plan, Scale
 from experiments.report import COLUMNS, by_seed, markdown_table, mean_of, terminal_table
 from experiments.runs import SFT_STAGE, run_sharing
-from experiments.sequential_vs_unified import ARMS, NORMAL, SEARCH, TOY, VARIANTS, runner
+from experiments.sequential_vs_unified import NORMAL, SEARCH, TOY, VARIANTS, runner
 from experiments.statistics import effect_size, interquartile_mean, paired_difference
 from uft.record import environment, write_json
 
@@ -79,8 +80,7 @@ def supervised(chosen: Mapping[str, Any], share: float = 1.0) -> LabStage:
 
 def last_stage(arm: str, chosen: Mapping[str, Any], **changes: Any) -> LabStage:
     """The tuned stage of an arm of the main comparison, with some of its fields changed."""
-    settings = chosen[arm]
-    return replace(ARMS[arm].last(settings["learning_rate"], settings.get("beta"), "flops"), **changes)
+    return replace(ARMS[arm].stages(chosen[arm], "flops")[-1], **changes)
 
 
 def stages_of(arm: str, chosen: Mapping[str, Any], **changes: Any) -> tuple[LabStage, ...]:
