@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.arms import ARMS, REPLAY, TRAINED
+from experiments.contrasts import named
 from experiments.jobs import Job, code_fingerprint, file_of, run_jobs
 from experiments.lab.data import VARIANTS as LAB_VARIANTS
 from experiments.lab.training import LabStage, Plan, Scale, run_plan
@@ -96,13 +97,8 @@ def runner(cache: Path, workers: int, **options: Any) -> Runner:
 
 
 def contrasted(names: Sequence[str], chosen: dict[str, Any]) -> list[str]:
-    """The arms of the contrasts that were named beforehand: the best joint and the best sequential one by the search,
-    and likelihood on demonstrations and chosen answers."""
-    found = []
-    for family in ("unified", "sequential"):
-        own = [name for name in names if name in chosen and ARMS[name].family == family]
-        found += [max(own, key=lambda name: chosen[name]["score"])] if own else []
-    return [*found, *(["sft_chosen"] if "sft_chosen" in names else [])]
+    """The arms of the contrasts that were named beforehand."""
+    return list(dict.fromkeys(name for pair in named(ARMS, chosen, names) for name in pair))
 
 
 def compare(
