@@ -233,7 +233,9 @@ def _budget(plan: Plan, stage: LabStage, objective, model, data: FeedbackDataset
         return Budget(steps=expected_steps(model, objective, data, scale.batch_size, left, measured))
     draws = (stage.demonstrations + stage.documents) * scale.sft_draws + stage.preferences * scale.preference_draws
     # where one of two kinds rests in every step, twice as many are drawn for as many to be trained on
-    return Budget(examples=round(draws * (2 if objective.rests else 1)))
+    scheduled = any(callable(term.weight) for term in objective.terms)
+    one_at_a_time = balancer.rests if balancer is not None else objective.rests and scheduled
+    return Budget(examples=round(draws * (2 if one_at_a_time else 1)))
 
 
 def _train_parallel(plan: Plan, stage: LabStage, model, base, spent: float, part: str):
