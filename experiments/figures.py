@@ -87,7 +87,7 @@ def retention_against_alignment(
         for spine in panels[0, 1].spines.values():
             spine.set(color="#999999", linestyle="--")
     figure.tight_layout(rect=(0, 0, 1, 0.92))
-    _family_names(figure, panels[0, 0], title, styles)
+    family_names(figure, panels[0, 0], title, styles)
     for panel, low, high, named in views:
         here = {a: tuple(m) for a, m in means.items() if (m >= low).all() and (m <= high).all()}
         name_points(
@@ -140,7 +140,7 @@ def _cross(panel: Any, mean: np.ndarray, cross: tuple[Interval, Interval], value
     panel.plot(*mean, style.marker, color=style.colour, markersize=7.5, markeredgecolor="white", zorder=3)
 
 
-def _family_names(figure: Any, axes: Any, title: str, styles: Mapping[str, Style]) -> None:
+def family_names(figure: Any, axes: Any, title: str, styles: Mapping[str, Style]) -> None:
     """A title, and under it the families in their own colour with their mark."""
     left = axes.get_position().x0
     high = figure.get_size_inches()[1]
@@ -191,7 +191,7 @@ def differences(
     panels[0, 0].set_ylim(len(order) - 0.4, -0.6)
     high = figure.get_size_inches()[1]
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / high))
-    _family_names(figure, panels[0, 0], title, styles)
+    family_names(figure, panels[0, 0], title, styles)
     save(figure, path)
 
 
@@ -226,7 +226,7 @@ def costs(
     panels[0, 0].set_ylim(len(order) - 0.4, -0.6)
     high = figure.get_size_inches()[1]
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / high))
-    _family_names(figure, panels[0, 0], title, styles)
+    family_names(figure, panels[0, 0], title, styles)
     save(figure, path)
 
 
