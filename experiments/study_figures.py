@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.figures import MARKERS, spread_labels
-from experiments.report import by_seed
+from experiments.figures import LINES, MARKERS, plt, save
+from experiments.reporting.labels import spread_labels
+from experiments.reporting.tables import by_seed
 
-# Okabe & Ito's colours, told apart by the colour-blind; marks differ too
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 PANELS = {"retention": "retention (skills, taught refusals, facts)", "alignment": "alignment (mean utility)"}
 
 Records = Sequence[Sequence[Mapping[str, Any]]]
@@ -33,7 +32,7 @@ def _lines(folder: Path, study: Any, points: Sequence[Any], records: Records) ->
     figure, panels = plt.subplots(1, len(PANELS), figsize=(9.2, 3.6))
     for panel, (name, label) in zip(panels, PANELS.items()):
         ends = []
-        for line, colour, marker in zip(lines, LINES, MARKERS):
+        for line, colour, marker in zip(lines, cycle(LINES), cycle(MARKERS)):
             own = sorted(((p.x, runs) for p, runs in zip(points, records) if p.line == line), key=lambda pair: pair[0])
             x, values = [x for x, _ in own], [_values(runs, name) for _, runs in own]
             means = [v.mean() for v in values]
@@ -42,6 +41,9 @@ def _lines(folder: Path, study: Any, points: Sequence[Any], records: Records) ->
             ends.append((x[-1], means[-1], line, colour))
         if study.logarithmic:
             panel.set_xscale("log")
+            places = sorted({point.x for point in points})
+            panel.set_xticks(places, [f"{x:g}" for x in places])
+            panel.set_xticks([], minor=True)
         panel.set_xlabel(study.axis)
         panel.set_title(label, loc="left")
         if panel is panels[-1]:
@@ -103,6 +105,5 @@ def _heat(folder: Path, study: Any, points: Sequence[Any], records: Records) -> 
 
 def _saved(figure: Any, folder: Path, study: Any) -> str:
     name = f"{study.name}.png"
-    figure.savefig(folder / name, bbox_inches="tight")
-    plt.close(figure)
+    save(figure, folder / name)
     return name
