@@ -123,6 +123,12 @@ ARMS: dict[str, Arm] = {
     "base": Arm("base model", family="control"),
     "sft": Arm("SFT only", one_stage("sft", 1.0, 0.0), LIKELIHOOD, family="control"),
     "sft_chosen": Arm("SFT on demonstrations + chosen", one_stage("sft_chosen", 1.0), LIKELIHOOD, family="control"),
+    "sft_chosen_documents": Arm(
+        "SFT on demonstrations + chosen + documents",
+        one_stage("sft_chosen", 1.0, documents=REPLAY),
+        LIKELIHOOD,
+        family="control",
+    ),
     # ---- one after the other ----
     "sft_dpo": _after("SFT → DPO", "dpo", 0.3, 60.0, {"beta": (0.03, 5.0)}),
     "sft_ipo": _after("SFT → IPO", "ipo", 0.02, 2.0),
@@ -142,6 +148,9 @@ ARMS: dict[str, Arm] = {
     "paft_ties": Arm("parallel adapters, TIES", parallel("ties"), _space((3e-4, 2e-2), 0.2, 20.0), noisy=NOISY_DPO),
     # ---- together ----
     "dpo_nll": _unified("unified DPO + NLL", one_stage("dpo_nll", 1.0), 0.2, 20.0, NOISY_DPO),
+    "dpo_nll_documents": _unified(
+        "unified DPO + NLL + documents", one_stage("dpo_nll", 1.0, documents=REPLAY), 0.2, 20.0, NOISY_DPO
+    ),
     "mpo": _unified(
         "unified MPO",
         joint(

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.arms import ARMS, REPLAY, TRAINED
-from experiments.contrasts import named
 from experiments.jobs import Job, code_fingerprint, file_of, run_jobs
 from experiments.lab.data import VARIANTS as LAB_VARIANTS
 from experiments.lab.training import LabStage, Plan, Scale, run_plan
 from experiments.lab.world import VALIDATION
 from experiments.report import write_report
+from experiments.reporting.tables import named_contrasts
 from experiments.runs import SFT_STAGE, Runner, Settings, run_sharing
 from experiments.search import FINALISTS, TRIALS, retention, score, search
 from uft.record import write_json
@@ -98,7 +98,8 @@ def runner(cache: Path, workers: int, **options: Any) -> Runner:
 
 def contrasted(names: Sequence[str], chosen: dict[str, Any]) -> list[str]:
     """The arms of the contrasts that were named beforehand."""
-    return list(dict.fromkeys(name for pair in named(ARMS, chosen, names) for name in pair))
+    families = {name: ARMS[name].family for name in names}
+    return list(dict.fromkeys(name for pair in named_contrasts(families, chosen, names) for name in pair))
 
 
 def compare(
