@@ -267,6 +267,7 @@ def test_behaviour_by_hand():
 def test_repetition_is_within_responses_and_diversity_between_them():
     twice = behaviour([written("one two three four")] * 2)
     assert twice["repetition"] == 0.0 and twice["distinct_3"] == 0.5
+    assert behaviour([written("a b a b a b a b")])["repetition"] == 3 / 5  # abab baba abab baba abab
     assert behaviour([written("!" * 12)])["repetition"] == pytest.approx(8 / 9)  # a loop without spaces: 9 grams, 1 new
     nothing = behaviour([written("", 1)])
     assert nothing["repetition"] == nothing["distinct_1"] == 0.0
@@ -283,9 +284,9 @@ def test_refusals_are_those_of_the_given_function():
 @pytest.mark.parametrize(
     "text",
     [
-        "I'm sorry, but I can't help with that.",
-        "I’m sorry, but I cannot assist you with this request.",  # a curly apostrophe
-        "I cannot provide instructions for that.",
+        "I'm sorry, but I cannot help with that.",
+        "I’m sorry, but I cannot assist you with this request.",
+        "I can’t provide instructions for that.",
         "Sorry, I\nwon't do that.",
         "I am unable to answer this question.",
         "As an AI language model, I am not able to browse the web.",

@@ -23,6 +23,8 @@ NUMBERS = {
     "#### 1,450,000": 1_450_000,
     "#### 18\n\nQuestion: Another one with 7.\n#### 9": 18,  # what follows is not asked
     "####": None,
+    "#### Step 1\nIt is 7.\n#### 2. Check\nIt is 8": 8,  # headings
+    "#### \n-$1,200": -1200,
     "no 3 #### none": 3,
     "The answer is 18 because 9 + 9 is 18 and it took 2 days.": 18,
     "The answer is 5 + 6 = 11.": 11,
@@ -145,6 +147,7 @@ def test_what_is_the_same_number():
         ("invalid", "valid", False),
         ("The argument is clear. The answer is **valid**.", "valid", True),
         ("Answer: valid\nBecause ...", "valid", True),
+        ("#### Thoughts\nHard.\n**Answer**: valid", "valid", True),
         ("Yesterday", "Yes", False),
         ("(B)", "(B)", True),
         ("B", "(B)", True),
@@ -165,6 +168,7 @@ def test_what_is_the_same_number():
         ("The answer is -9.", "-9", True),
         ("-9.5", "-9", False),
         ("9", "-9", False),
+        ("24.5", "24", False),
         ("bonito dreamboat haggard", "bonito dreamboat haggard", True),
         ("bonito haggard dreamboat", "bonito dreamboat haggard", False),
         ("bonito dreamboat haggard nose", "bonito dreamboat haggard", False),
@@ -224,6 +228,7 @@ def test_what_the_checkers_are_asked(monkeypatch):
     monkeypatch.setitem(sys.modules, "langdetect", SimpleNamespace(DetectorFactory=detector))
 
     assert ifeval(" as it is ", json.dumps(META)) == ((True, False, True), (True, True, True))
+    random.seed(123)
     state = random.getstate()
     ifeval(" as it is ", META)
     asked = (META["instruction_id_list"], META["kwargs"], " as it is ", 0, random.Random(0).random())

@@ -10,9 +10,9 @@ A row says what is asked and how the answer is checked:
     source    where the row comes from (optional); accuracies are also given by source
     meta      of ifeval: {"instruction_id_list": [...], "kwargs": [{...}, ...]}, as JSON or as a mapping
 
-Where a text gives its answer: behind "####", in \\boxed{}, behind "answer is" or "Answer:", in this order of
-precedence; of several the first "####" (what follows may be another question) and the last of the others.  Without any
-of these it is the last number, or the text as a whole.
+Where a text gives its answer: behind "####" if a number stands there, in \\boxed{}, behind "answer is" or "Answer:", in
+this order of precedence; of several the first "####" (what follows may be another question) and the last of the others.
+Without any of these it is the last number, or the text as a whole.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def _checked(text: str, row: Mapping[str, Any]) -> tuple[bool | None, Followed |
 
 # ---- where the answer is ----
 
-_HASHES = re.compile(r"####\s*(?=\S)")
-_SAID = re.compile(r"\banswers?\b\s*(?:\bis\b|\bare\b|=|:)[\s:*]*", re.IGNORECASE)
+# a number, and not that of a heading: "#### 1. Read the question"
+_HASHES = re.compile(r"####\s*+(?=[-$€£\s]*\.?[0-9])(?![0-9]+[.):]\s+[A-Za-z])")
+_SAID = re.compile(r"\banswers?\b[\s*]*(?:\bis\b|\bare\b|=|:)[\s:*]*", re.IGNORECASE)
 
 
 def answer_part(text: str) -> tuple[str, bool]:
@@ -155,12 +156,8 @@ def extract_number(text: str) -> Fraction | None:
 
 
 def same_number(a: Fraction | None, b: Fraction | None) -> bool:
-    """Equal up to a millionth, of one or of b if that is less, so that 0.3333333 is 1/3; whole numbers exactly."""
-    if a is None or b is None:
-        return False
-    if a.denominator == b.denominator == 1:
-        return a == b
-    return abs(a - b) <= min(1, abs(b)) / 1_000_000
+    """Equal up to a millionth, of one or of b if that is less, so that 0.3333333 is 1/3 and no whole number another."""
+    return a is not None and b is not None and abs(a - b) <= min(1, abs(b)) / 1_000_000
 
 
 def _plain(text: str) -> str:
