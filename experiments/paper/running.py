@@ -96,7 +96,7 @@ def run(setting: Setting, arm: str, seed: int, say: Callable[[str], None] = prin
                 train(setting, recipes[: k + 1])
         tokenizer = AutoTokenizer.from_pretrained(setting.model)
         # a GPU evaluates in bfloat16, which halves what the weights take
-        with _model(setting, recipes, torch.bfloat16 if torch.cuda.is_available() else torch.float32) as model:
+        with trained_model(setting, recipes, torch.bfloat16 if torch.cuda.is_available() else torch.float32) as model:
             lm = as_lm(model, tokenizer, setting.batch_size)
             for task in todo:
                 say(f"evaluating {task.name}")
@@ -111,8 +111,9 @@ def train(setting: Setting, recipes: Sequence[dict[str, Any]]) -> None:
     folder = setting.folder(recipes)
     plan = parse(recipes[-1] | {"output_dir": str(folder / "training")})
     tokenizer = AutoTokenizer.from_pretrained(plan.tokenizer, trust_remote_code=plan.args.trust_remote_code)
-    dtype = plan.args.dtype if plan.args.dtype == "auto" else getattr(torch, plan.args.dtype)
-    with _model(setting, recipes[:-1], dtype) as start:
+    if plan.args.dtype == "auto":
+        raise ValueError("dtype is auto; want its name, since adapters of earlier stages are folded in in float32")
+    with trained_model(setting, recipes[:-1], getattr(torch, plan.args.dtype)) as start:
         policy, records = run_stages(start, plan.stages, plan.train_dataset, plan.args, tokenizer, resume=True)
         policy.save_pretrained(folder / "weights")
         records[0] |= {"recipe": recipes[-1]}
@@ -127,7 +128,7 @@ def _is_done(folder: Path) -> bool:
 
 
 @contextmanager
-def _model(setting: Setting, recipes: Sequence[dict[str, Any]], dtype: Any) -> Iterator[PreTrainedModel]:
+def trained_model(setting: Setting, recipes: Sequence[dict[str, Any]], dtype: torch.dtype) -> Iterator[PreTrainedModel]:
     """The base model with the adapters of these stages folded in, or the weights that the last one left."""
     model = load_policy(setting.model, dtype=torch.float32)
     for k in range(len(recipes)):
@@ -138,7 +139,8 @@ def _model(setting: Setting, recipes: Sequence[dict[str, Any]], dtype: Any) -> I
             model = merged(PeftModel.from_pretrained(model, weights))
         else:
             model = load_policy(str(weights), dtype=torch.float32)
-    model = model if dtype == "auto" else model.to(dtype)
+    for parameter in model.parameters():  # not the buffers: positions would lose their digits
+        parameter.data = parameter.data.to(dtype)
     try:
         yield model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import image
 from safetensors.torch import load_file
 
@@ -258,6 +259,13 @@ def test_each_arm_is_evaluated_with_its_own_weights(output):
     first, alone = sequential[0]["metrics"][0], direct[0]["metrics"][0]
     assert first["rewards/margins"] == 0 and first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert first["logps/chosen"] != pytest.approx(alone["logps/chosen"], abs=1e-3)
+
+
+def test_half_precision_is_that_of_weights_alone(output):
+    setting = setting_of(output)
+    with running.trained_model(setting, setting.recipes("sft_dpo", 0), torch.bfloat16) as model:
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        assert {b.dtype for name, b in model.named_buffers() if "inv_freq" in name} == {torch.float32}
 
 
 def test_a_second_call_runs_nothing(output, monkeypatch):
