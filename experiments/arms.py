@@ -80,6 +80,18 @@ def preferences_first(settings: Settings, equal: str) -> tuple[LabStage, ...]:
     )
 
 
+def both_stages(last: Stages) -> Stages:
+    """A supervised stage of the arm's own, whose rate is searched together with the last stage's settings."""
+
+    def stages(settings: Settings, equal: str) -> tuple[LabStage, ...]:
+        [final] = last(settings, equal)
+        # equal examples: what the last stage replays of the demonstrations is not drawn before
+        share = 1.0 - final.demonstrations if equal == "examples" else 1.0
+        return LabStage("sft", "sft", settings["first_rate"], share), final
+
+    return stages
+
+
 def parallel(merge: str) -> Stages:
     """PAFT (arXiv:2406.17923): adapters of likelihood and DPO, trained apart from the base model and added up."""
 
@@ -105,6 +117,7 @@ FROM_BASE = (1e-4, 2.5e-3)
 AFTER_SFT = (2e-5, 1.5e-3)
 LIKELIHOOD = {"learning_rate": FROM_BASE}
 NOISY_DPO = {"beta": (0.003, 1.0)}
+BOTH = {"learning_rate": AFTER_SFT, "beta": (0.2, 20.0), "first_rate": FROM_BASE}
 
 
 def _space(rates: tuple[float, float], low: float, high: float) -> Space:
@@ -138,6 +151,13 @@ ARMS: dict[str, Arm] = {
     "sft_orpo": _after("SFT → ORPO", "orpo", 0.05, 10.0),
     "sft_dpo_replay": _after("SFT → DPO + replay", "dpo_nll", 0.2, 20.0, NOISY_DPO, demonstrations=REPLAY),
     "sft_dpo_documents": _after("SFT → DPO + documents", "dpo_nll", 0.2, 20.0, NOISY_DPO, documents=REPLAY),
+    # the shared stage is chosen by what it keeps; these choose it by where they end
+    "sft_dpo_replay_both": Arm(
+        "SFT → DPO + replay, both tuned", both_stages(one_stage("dpo_nll", REPLAY)), BOTH, noisy=NOISY_DPO
+    ),
+    "sft_dpo_documents_both": Arm(
+        "SFT → DPO + documents, both tuned", both_stages(one_stage("dpo_nll", documents=REPLAY)), BOTH, noisy=NOISY_DPO
+    ),
     "dpo_sft": Arm(
         "DPO → SFT",
         preferences_first,
