@@ -5,6 +5,7 @@ import pytest
 import torch
 from mixed import dataset, model, trainer
 from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from uft.collation import Collator
 from uft.data.mixture import FeedbackDataset
@@ -266,6 +267,15 @@ def test_samples_depend_on_their_prompt_alone(policy):
     state = torch.get_rng_state()
     sample(policy, PROMPTS, **options)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_padding_moves_no_position():
+    """Rotary positions are relative and would not show it; GPT-2's are absolute."""
+    torch.manual_seed(0)
+    policy = louder(GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=64, n_embd=32, n_layer=2, n_head=4)))
+    together = sample(policy, PROMPTS, eos=2, max_new_tokens=12, batch_size=4)
+    alone = sample(policy, PROMPTS, eos=2, max_new_tokens=12, batch_size=1)
+    assert all(map(np.array_equal, together, alone))
 
 
 def test_samples_with_a_cache_are_those_without(policy):

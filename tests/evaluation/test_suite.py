@@ -16,6 +16,7 @@ from uft.evaluation.data import read_data
 from uft.evaluation.forgetting import sample_forgetting
 from uft.evaluation.report import Report
 from uft.evaluation.suite import evaluate
+from uft.evaluation.undisturbed import undisturbed
 from uft.head import has_fused_head
 from uft.recipe import RecipeError
 
@@ -65,6 +66,7 @@ def test_samples_make_the_metrics(base):
     assert base.samples["verifiable"]["options"] == [None] * 4 + [2, 4, 2]
     rows = base.samples["refusals"]
     assert rows["should_refuse"] == [True, False] * 3
+    assert rows["correct"] == [False, True] * 3 and base.metrics["refusals/refusal"] == 0  # it refuses nothing
     assert base.metrics["verifiable/accuracy"] == np.mean(base.samples["verifiable"]["correct"])
 
 
@@ -183,6 +185,26 @@ def test_a_judge(base):
 
 
 # ---- no trace ----
+
+
+def test_undisturbed():
+    """Whoever draws numbers, changes modes or fails meanwhile."""
+
+    def drawn():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
+    model[1].eval()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    expected = drawn()
+    torch.set_rng_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])
+    with pytest.raises(KeyError), undisturbed(model):
+        assert not any(module.training for module in model.modules()) and not torch.is_grad_enabled()
+        drawn()
+        model.train()
+        raise KeyError
+    assert [module.training for module in model.modules()] == [True, True, False, False]
+    assert drawn() == expected and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("adapter", [False, True])
