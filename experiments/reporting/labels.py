@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-ORDERS = 12  # in which names are placed one after the other; the best is kept
+ORDERS = 8  # in which names are placed one after the other; the best is kept
 DISTANCES = (0, 4, 9, 15, 22, 30, 40, 52, 66, 82, 100)  # from a point's mark, in points (1/72 inch)
 ANGLES = np.deg2rad(np.arange(0, 360, 15))
 FREE = 1e3  # what an overlap costs: more than any distance
