@@ -1,6 +1,7 @@
 # Every target sets up what it needs; what is already there is skipped.
 #   make compare        sequential against unified in the lab: three seeds, a figure and a table, minutes
 #   make test           the test suite
+#   make report         all committed results as one page: runs/report/report.html
 #   make real-small     the same question on real text and feedback; the files' folder as DATA=...
 #   make bench-kernels  heads against every peer and the bare products, on a GPU or at the CPU's shapes
 #   make bench-training a training step beside TRL's; real prompts from a folder of files as DATA=...
@@ -14,7 +15,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 SHELL := /bin/bash
 
-.PHONY: compare compare-full compare-quick real-small bench-kernels bench-training bench-memory test test-slow test-oldest test-deepspeed lint format setup clean
+.PHONY: compare compare-full compare-quick report real-small bench-kernels bench-training bench-memory test test-slow test-oldest test-deepspeed lint format setup clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -36,6 +37,9 @@ compare-full: $(VENV)/.installed
 
 compare-quick: $(VENV)/.installed
 	$(BIN)/python -m experiments.sequential_vs_unified --quick
+
+report: $(VENV)/.installed
+	$(BIN)/python -m experiments.report
 
 real-small: $(VENV)/.installed
 	$(BIN)/python -m experiments.real_small $(if $(DATA),--data $(DATA))

@@ -234,7 +234,7 @@ def test_all_folders_become_one_page(comparison, tmp_path, capsys):
         "sequential_vs_unified", "How many?", "Does KL predict?", "Not shown"
     ]  # fmt: skip
     assert "### A part" in text and "\n# no heading" in text  # code is left alone
-    assert "| mixing_ratio | How many? | 2 | 4.0 | 1.0 | 2026-11-26 | abc |" in text
+    assert "| How many? | mixing_ratio | 2 | 4.0 | 1.0 | 2026-11-26 | abc |" in text
     html = (tmp_path / "out" / "report.html").read_text()
     page = assert_self_contained(html)
     assert "&lt;b&gt; it does" in html  # what was written, not what a browser makes of it
