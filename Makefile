@@ -1,10 +1,12 @@
 # Every target sets up what it needs; what is already there is skipped.
 #   make compare        sequential against unified in the lab: three seeds, a figure and a table, minutes
 #   make test           the test suite
-#   make report         all committed results as one page: runs/report/report.html
+#   make studies        every other experiment of the lab, three seeds each: hours; one of them as STUDY=loss_zoo
+#   make report         all results as one page that opens offline: runs/report/report.html
 #   make real-small     the same question on real text and feedback; the files' folder as DATA=...
 #   make bench-kernels  heads against every peer and the bare products, on a GPU or at the CPU's shapes
 #   make bench-training a training step beside TRL's; real prompts from a folder of files as DATA=...
+#   make paper-dry-run  the arms of the UFT paper, lm-eval and its tables, on a toy without network; a minute
 #   make bench-memory   measured peaks of training steps against the formula of uft/memory.py: a table and a figure, minutes
 # Others: compare-full, compare-quick, test-slow, test-oldest, test-deepspeed, lint, format, clean
 
@@ -15,7 +17,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 SHELL := /bin/bash
 
-.PHONY: compare compare-full compare-quick report real-small bench-kernels bench-training bench-memory test test-slow test-oldest test-deepspeed lint format setup clean
+.PHONY: compare compare-full compare-quick studies report real-small bench-kernels bench-training bench-memory paper-dry-run test test-slow test-oldest test-deepspeed lint format setup clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -26,17 +28,21 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP) -e ".[dev,peers]"
+	@$(PIP) -e ".[dev,peers,sweep,eval]"
 	@touch $@
 
 compare: $(VENV)/.installed
 	$(BIN)/python -m experiments.sequential_vs_unified
 
-compare-full: $(VENV)/.installed
+compare-full: $(VENV)/.installed-dev
 	$(BIN)/python -m experiments.sequential_vs_unified --full
 
 compare-quick: $(VENV)/.installed
 	$(BIN)/python -m experiments.sequential_vs_unified --quick
+
+STUDY ?= mixing_ratio weight_schedule lr_beta loss_zoo feedback_noise scale reference forgetting_budget exact_paths kl_law
+studies: $(VENV)/.installed-dev
+	@for study in $(STUDY); do $(BIN)/python -m experiments.$$study || exit 1; done
 
 report: $(VENV)/.installed
 	$(BIN)/python -m experiments.report
@@ -50,6 +56,9 @@ bench-kernels: $(VENV)/.installed-dev
 
 bench-training: $(VENV)/.installed-dev
 	$(BIN)/python -m experiments.training_speed $(if $(DATA),--data $(DATA))
+
+paper-dry-run: $(VENV)/.installed-dev
+	$(BIN)/python -m experiments.paper_uft --dry-run
 
 bench-memory: $(VENV)/.installed
 	$(BIN)/python -m experiments.memory

@@ -1,11 +1,13 @@
-"""How much noise in preferences does each way of training stand?
+"""How much noise in feedback does each way of training stand?
 
-Arms      likelihood of demonstrations and chosen answers; SFT → DPO with replay; joint DPO + likelihood; joint UFT
-Noise     0 to 40 % of the judgements turned round, in the world's hedged pairs
+Arms      on pairs: likelihood of demonstrations and chosen answers; SFT → DPO with replay; joint DPO + likelihood;
+          joint UFT.  On scores: SFT → UNA; joint UNA + likelihood
+Noise     0 to 40 % of the judgements turned round: which of the world's hedged pairs is chosen; s becomes 1 − s
 Equal     base weights, seeds, prompts, FLOPs
 Unequal   learning rates and betas are those tuned without noise: what is seen is robustness of a setting, not of a
           method that is tuned for noise (the main comparison tunes for 25 %)
-Run       python -m experiments.feedback_noise [--quick]        60 runs
+          Those for scores were tuned on pairs
+Run       python -m experiments.feedback_noise [--quick]        78 runs
 Writes    runs/feedback_noise/{report.md, summary.json, feedback_noise.png}
 """
 
@@ -15,20 +17,25 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from experiments.arms import ARMS
 from experiments.lab.training import LabStage, Plan, Scale
-from experiments.sequential_vs_unified import ARMS, VARIANTS
+from experiments.sequential_vs_unified import VARIANTS
 from experiments.study import Point, Study, main, stages_of
 
 FLIPPED = (0.0, 0.1, 0.2, 0.3, 0.4)
-COMPARED = ("sft_chosen", "sft_dpo_replay", "unified_dpo_nll", "unified_uft")
+COMPARED = ("sft_chosen", "sft_dpo_replay", "dpo_nll", "uft")
+SCORED, SCORES_FLIPPED = ("sft_una", "uft_nll"), (0.0, 0.2, 0.4)
 
 
 def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
-    return [
-        Point(ARMS[arm].label, 100 * flip, partial(_plan, stages_of(arm, chosen), f"{VARIANTS[0]}~{flip}", scale))
-        for arm in COMPARED
-        for flip in FLIPPED
+    def point(arm: str, flip: float, variant: str, label: str) -> Point:
+        return Point(label, 100 * flip, partial(_plan, stages_of(arm, chosen), f"{variant}~{flip}", scale))
+
+    pairs = [point(arm, flip, VARIANTS[0], ARMS[arm].label) for arm in COMPARED for flip in FLIPPED]
+    scores = [
+        point(arm, flip, "hedged_scores", f"{ARMS[arm].label}, scores") for arm in SCORED for flip in SCORES_FLIPPED
     ]
+    return pairs + scores
 
 
 def _plan(stages: tuple[LabStage, ...], variant: str, scale: Scale, seed: int) -> Plan:
@@ -37,7 +44,7 @@ def _plan(stages: tuple[LabStage, ...], variant: str, scale: Scale, seed: int) -
 
 STUDY = Study(
     name="feedback_noise",
-    question="How much noise in preferences does each way of training stand?",
+    question="How much noise in feedback does each way of training stand?",
     points=points,
     axis="judgements turned round (%)",
     note="Learning rates and betas were tuned without noise.",

@@ -23,6 +23,8 @@ from typing import Any
 
 from uft.record import commit, write_json
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -34,7 +36,7 @@ class Job:
 
     @property
     def code(self) -> str:
-        return code_fingerprint(folder_of(self.function))
+        return code_fingerprint(file_of(self.function))
 
     @property
     def key(self) -> str:
@@ -42,30 +44,58 @@ class Job:
         return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
-def folder_of(function: Callable) -> Path:
-    return Path(inspect.getfile(function)).parent
+def file_of(function: Callable) -> Path:
+    return Path(inspect.getfile(function))
 
 
 @cache
-def code_fingerprint(folder: Path) -> str:
-    """Changes with what the library, its kernels, `experiments.runs` and the modules in `folder` do, and with the
-    weights below `folder`.
+def code_fingerprint(module: Path) -> str:
+    """Changes with what a module and all modules of this repository that it leads to do, and with the weights
+    beside it.
 
-    Comments, docstrings and formatting do not change it.
+    Comments, docstrings and formatting do not change it, and neither does code that the module never reaches.
     """
-    root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    sources = [*(root / "uft").rglob("*.py"), *(root / "kernels").rglob("*.py"), *folder.resolve().glob("*.py")]
-    sources.append(root / "experiments" / "runs.py")
-    for path in sorted(sources):
+    for path in sorted(reached(module.resolve())):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
                 node.body = node.body[1:]
         digest.update(f"{path.name} {ast.dump(tree)}".encode())
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted(module.resolve().parent.rglob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def reached(module: Path) -> set[Path]:
+    """The module and the files of this repository that it imports, directly or not, anywhere in its code."""
+    found, todo = set(), {module}
+    while todo:
+        path = todo.pop()
+        found.add(path)
+        todo |= {other for name in _imported(path) for other in _files_of(name)} - found
+    return found
+
+
+def _imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # what is imported from a package may be a module of it
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def _files_of(name: str) -> set[Path]:
+    """A module of this repository by its dotted name, with the packages that it lies in."""
+    parts, found = name.split("."), set()
+    for root in (ROOT, ROOT / "kernels"):
+        for k in range(1, len(parts) + 1):
+            place = root.joinpath(*parts[:k])
+            found |= {path for path in (place / "__init__.py", place.with_suffix(".py")) if path.exists()}
+    return found
 
 
 def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str = "") -> list[dict[str, Any]]:
@@ -77,8 +107,8 @@ def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str =
     if todo:
         # spawned, so that each worker sets its number of threads before torch starts them
         context = multiprocessing.get_context("spawn")
-        folders = tuple({folder_of(job.function) for job in todo.values()})
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread, initargs=folders) as pool:
+        files = tuple({file_of(job.function) for job in todo.values()})
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread, initargs=files) as pool:
             running = {pool.submit(_timed, job.function, job.arguments): job for job in todo.values()}
             try:
                 while running:
@@ -101,9 +131,9 @@ def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str =
     return [json.loads(path.read_text()) for path in paths]
 
 
-def _one_thread(*folders: Path) -> None:
-    for folder in folders:  # what this process will import, before anybody edits it
-        code_fingerprint(folder)
+def _one_thread(*files: Path) -> None:
+    for file in files:  # what this process will import, before anybody edits it
+        code_fingerprint(file)
     # two runs side by side with a thread each are faster than one after the other with two
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -120,7 +150,7 @@ def _one_thread(*folders: Path) -> None:
 def _timed(function: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> tuple[dict[str, Any], float, str]:
     start = time.perf_counter()
     result = function(**arguments)
-    return result, round(time.perf_counter() - start, 2), code_fingerprint(folder_of(function))
+    return result, round(time.perf_counter() - start, 2), code_fingerprint(file_of(function))
 
 
 class _Progress:

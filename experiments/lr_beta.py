@@ -14,11 +14,12 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from experiments.arms import ARMS
 from experiments.lab.training import LabStage, Plan, Scale
-from experiments.sequential_vs_unified import ARMS, VARIANTS
+from experiments.sequential_vs_unified import VARIANTS
 from experiments.study import Point, Study, main, stages_of
 
-COMPARED = ("unified_dpo_nll", "sft_dpo_replay")
+COMPARED = ("dpo_nll", "sft_dpo_replay")
 FACTORS = (0.25, 1.0, 4.0)  # times what the search chose
 
 

@@ -27,8 +27,8 @@ def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
     for ratio in RATIOS:
         share = ratio * scale.preference_draws / scale.sft_draws  # of the design's demonstrations
         stages = {
-            "unified DPO + NLL": (last_stage("unified_dpo_nll", chosen, demonstrations=share),),
-            "unified UFT": (last_stage("unified_uft", chosen, demonstrations=share),),
+            "unified DPO + NLL": (last_stage("dpo_nll", chosen, demonstrations=share),),
+            "unified UFT": (last_stage("uft", chosen, demonstrations=share),),
             "SFT → DPO + replay": _sequence(chosen, ratio, scale),
         }
         found += [Point(line, ratio, partial(_plan, each, scale)) for line, each in stages.items()]

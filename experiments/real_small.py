@@ -31,7 +31,8 @@ from experiments.real.files import Place, fingerprint, missing
 from experiments.real.report import write_report
 from experiments.real.settings import RECIPES, Design, Scale, Settings, read_settings
 from experiments.real.training import Plan, RealStage, overview, run_plan
-from experiments.runs import SFT_STAGE, Runner, run_sharing, search
+from experiments.runs import SFT_STAGE, Runner, run_sharing
+from experiments.search import grid_search
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -116,7 +117,7 @@ def search_rates(names: Sequence[str], settings: Settings, data: str, run: Runne
     shared = [SFT_STAGE] * any(ARMS[name].after_sft for name in trained)
     for group in (shared, trained):
         grids = {name: [{"learning_rate": rate} for rate in settings.learning_rates[name]] for name in group}
-        chosen |= search(grids, settings.search_seeds, trial, judge, run)
+        chosen |= grid_search(grids, settings.search_seeds, trial, judge, run)
     return chosen
 
 

@@ -17,11 +17,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from experiments.arms import ARMS
 from experiments.lab.training import LabStage, Plan, Scale
-from experiments.sequential_vs_unified import ARMS, VARIANTS
+from experiments.sequential_vs_unified import VARIANTS
 from experiments.study import Point, Study, main, stages_of
 
-COMPARED = ("sft_dpo_replay", "unified_dpo_nll")
+COMPARED = ("sft_dpo_replay", "dpo_nll")
 REFERENCES = {"start": "before the stage", "base": "base model", "moving": "moving (TR-DPO)", "none": "none (CPO)"}
 
 

@@ -10,15 +10,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
-from experiments.search import best_trial
 from uft.compute import Meter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset
@@ -52,10 +50,12 @@ def fit(
     model: PreTrainedModel, objective: Any, data: FeedbackDataset, tokenizer: Any, budget: Budget, *,
     learning_rate: float, batch_size: int, micro_batch_size: int | None = None, seed: int, weight_decay: float = 0.0,
     reference: PreTrainedModel | None = None, callbacks: Sequence[TrainerCallback] = (), lora: int = 0,
+    eval_data: Any = None,
 ) -> UnifiedTrainer:  # fmt: skip
     """The one way in which any arm is trained: AdamW, cosine to zero after 5 % warm-up, clipping at 1; the GPU in
     bfloat16 where there is one.  The reference is the model as it is now, unless one is given.  `lora` is the rank of
-    an adapter that is trained instead of the weights, 0 for none."""
+    an adapter that is trained instead of the weights, 0 for none; `eval_data` is what the objective's balancer measures
+    on."""
     gpu, micro_batch_size = torch.cuda.is_available(), micro_batch_size or batch_size
     trainer = UnifiedTrainer(
         model=model,
@@ -82,6 +82,7 @@ def fit(
             lora_alpha=2 * max(lora, 1),
         ),
         train_dataset=data,
+        eval_dataset=eval_data,
         processing_class=tokenizer,
         reference=reference,
     )
@@ -98,7 +99,7 @@ def fit(
 def told(trainer: UnifiedTrainer) -> Record:
     """What a stage's record keeps of its training."""
     record = trainer.record()
-    kept = ("loss", "rewards", "logps", "kl", "step")
+    kept = ("loss", "rewards", "logps", "kl", "step", "weight", "balance")
     return {
         "objective": record["objective"],
         "steps": record["steps"],
@@ -172,24 +173,3 @@ def run_sharing(plans: Sequence[tuple[str, Plan]], run: Runner, title: str) -> l
     beginnings = {plan.prefix(1).key: plan.prefix(1) for _, plan in plans if len(plan.stages) > 1}
     run([(f"supervised stage, seed {plan.seed}", plan) for plan in beginnings.values()], "shared beginnings", True)
     return run(plans, title, False)
-
-
-def search(
-    grids: Mapping[str, Sequence[Settings]], seeds: Sequence[int], plan_of: Callable[[str, int, Settings], Plan],
-    judge: Callable[[str, Record], float], run: Runner, title: str = "search",
-) -> dict[str, Any]:  # fmt: skip
-    """Arm -> its best settings, with every trial's score.
-
-    plan_of   (arm, seed, settings) -> what a trial runs
-    judge     (arm, record) -> its score; higher is better
-    """
-    trials = [(arm, seed, settings) for arm, seed in product(grids, seeds) for settings in grids[arm]]
-    named = [
-        (f"{arm} {' '.join(f'{k}={v:g}' for k, v in settings.items())} seed {seed}", plan_of(arm, seed, settings))
-        for arm, seed, settings in trials
-    ]
-    results = run_sharing(named, run, title)
-    scored: dict[str, list[Record]] = {arm: [] for arm in grids}
-    for (arm, seed, settings), result in zip(trials, results):
-        scored[arm].append({"settings": settings, "seed": seed, "score": judge(arm, result)})
-    return {arm: best_trial(found) for arm, found in scored.items()}

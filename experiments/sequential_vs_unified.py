@@ -1,15 +1,18 @@
 """Does one joint stage forget less than supervised fine-tuning followed by preference training?
 
-Arms      see ARMS: the base, likelihood alone, four sequential arms, two unified arms, and the control that needs no
-          preference method at all (likelihood on demonstrations and chosen answers)
-Equal     base weights, seeds, data, trials for the last stage; FLOPs within 2 % with reference passes counted (first
-          table), examples of each kind (second table, first form of preferences; SFT only has no use for them)
+Arms      see experiments/arms.py: the base, likelihood alone, preference training after the supervised stage in six
+          forms and with two kinds of replay, the reverse order, adapters trained apart and added up, nine joint
+          objectives, and the control that needs no preference method (likelihood on demonstrations and chosen answers)
+Equal     base weights, seeds, data, trials; FLOPs within 2 % with reference passes counted (first table), examples of
+          each kind (second table, first form of preferences; SFT only has no use for them)
 Unequal   optimiser steps, stated in both tables
+Named     beforehand, and run on ten seeds: the best joint arm against the best sequential arm, and against likelihood
+          on demonstrations and chosen answers; best by the search, which uses other base models and other prompts
 Measured  by generating, after every stage: skills, refusals, facts, alignment; and held-out likelihood, KL
 Run       make compare          main arms, three seeds, one form of preferences, minutes
-          make compare-full     every arm, five seeds, every form, the search included, hours
+          make compare-full     every arm, every form, ten seeds for the contrasts, the search included, hours
           --quick               a toy size that only shows that everything runs
-Writes    runs/compare/{summary.json, report.md, *.png}
+Writes    runs/compare/{summary.json, report.md, report.html, *.png}
 """
 
 from __future__ import annotations
@@ -19,143 +22,50 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs import Job, code_fingerprint, folder_of, run_jobs
+from experiments.arms import ARMS, REPLAY, TRAINED
+from experiments.jobs import Job, code_fingerprint, file_of, run_jobs
 from experiments.lab.data import VARIANTS as LAB_VARIANTS
 from experiments.lab.training import LabStage, Plan, Scale, run_plan
 from experiments.lab.world import VALIDATION
 from experiments.report import write_report
-from experiments.runs import SFT_STAGE, Runner, Settings, run_sharing, search
-from experiments.search import retention, score
+from experiments.reporting.tables import named_contrasts
+from experiments.runs import SFT_STAGE, Runner, Settings, run_sharing
+from experiments.search import FINALISTS, TRIALS, retention, score, search
 from uft.record import write_json
 
 RESULTS = Path(__file__).parent / "results" / "sequential_vs_unified"
 SEARCH = RESULTS / "search.json"
-NORMAL = Scale(demonstrations=8192, preferences=4096, sft_draws=19_200, preference_draws=6400)
+NORMAL = Scale(demonstrations=8192, preferences=4096, sft_draws=9600, preference_draws=3200, batch_size=32, points=4)
 TOY = Scale(
     demonstrations=512, preferences=256, sft_draws=1536, preference_draws=512, per_operator=8, points=2, batch_size=64
 )
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is compared.
-
-    last        makes the stage that is tuned, from learning rate, beta and the kind of equality; None: untrained
-    rates       the learning rates of the search; `betas` the values of beta, (None,) where there is none
-    noisy       other rates and betas for noisy preferences, where more than a few nats of margin mean believing noise
-    after_sft   the shared supervised stage comes before it
-    family      control, sequential or unified
-    """
-
-    label: str
-    last: Callable[[float, float | None, str], LabStage] | None
-    rates: tuple[float, ...] = ()
-    betas: tuple[float | None, ...] = (None,)
-    after_sft: bool = False
-    family: str = "sequential"
-    noisy: tuple[tuple[float, ...], tuple[float | None, ...]] | None = None
-
-
-def preference_stage(preset: str, demonstrations: float = 0.0, **options: Any):
-    """A last stage on preferences, with `demonstrations` as the share of demonstrations mixed in."""
-
-    def stage(learning_rate: float, beta: float | None, equal: str) -> LabStage:
-        objective = {"preset": preset, **options} | ({} if beta is None else {"beta": beta})
-        return LabStage(
-            preset, objective, learning_rate, demonstrations, 1.0, "rest" if equal == "flops" else "examples"
-        )
-
-    return stage
-
-
-def likelihood_only(learning_rate: float, beta: None, equal: str) -> LabStage:
-    return LabStage("sft", "sft", learning_rate, 1.0, 0.0, "rest" if equal == "flops" else "examples")
-
-
-REPLAY = 0.25  # share of the demonstrations that the second stage draws again
-# Twelve trials for every arm: four learning rates and three betas, or twelve learning rates where there is no beta.
-FROM_BASE = (1e-4, 2e-4, 4e-4, 8e-4)
-AFTER_SFT = (1e-5, 3e-5, 1e-4, 3e-4)
-AFTER_SFT_HIGHER = (3e-5, 1e-4, 3e-4, 1e-3)
-TRIALS = 12
-BETAS, NOISY_BETAS = (0.5, 2.0, 8.0), (0.01, 0.03, 0.1)
-# The search has base models of its own, which no table reports. Four arms hang on the rate of the supervised stage that
-# they share, so it is chosen on three.
-SEARCH_SEEDS, SFT_STAGE_SEEDS = (5,), (5, 6, 7)
+# The search has base models of its own, which no table reports: one for all trials, two more for each arm's best.
+SEARCH_SEEDS = (5, 6, 7)
+SEEDS, CONTRAST_SEEDS = (0, 1, 2), (0, 1, 2, 3, 4, 8, 9, 10, 11, 12)
 VARIANTS = ("hedged_pairs", "noisy_pairs")  # the first is what `make compare` shows
-
-ARMS: dict[str, Arm] = {
-    "base": Arm("base model", None, family="control"),
-    "sft": Arm("SFT only", likelihood_only, FROM_BASE, family="control"),
-    "sft_chosen": Arm(
-        "SFT on demonstrations + chosen", preference_stage("sft_chosen", 1.0), FROM_BASE, family="control"
-    ),
-    "sft_dpo": Arm(
-        "SFT → DPO", preference_stage("dpo"), AFTER_SFT, (2.0, 8.0, 32.0), True, noisy=(AFTER_SFT, (0.1, 0.3, 1.0))
-    ),
-    "sft_dpo_replay": Arm(
-        "SFT → DPO + replay",
-        preference_stage("dpo_nll", REPLAY),
-        AFTER_SFT_HIGHER,
-        BETAS,
-        True,
-        noisy=(AFTER_SFT_HIGHER, NOISY_BETAS),
-    ),
-    "sft_kto": Arm(
-        "SFT → KTO",
-        preference_stage("kto"),
-        AFTER_SFT,
-        (0.5, 1.5, 5.0),
-        True,
-        noisy=(AFTER_SFT_HIGHER, (0.5, 1.5, 5.0)),
-    ),
-    "sft_una": Arm(
-        "SFT → UNA",
-        preference_stage("una"),
-        AFTER_SFT_HIGHER,
-        (0.3, 1.0, 3.0),
-        True,
-        noisy=(AFTER_SFT_HIGHER, (0.1, 0.3, 1.0)),
-    ),
-    "unified_dpo_nll": Arm(
-        "unified DPO + NLL",
-        preference_stage("dpo_nll", 1.0),
-        FROM_BASE,
-        BETAS,
-        family="unified",
-        noisy=(FROM_BASE, (0.003, 0.01, 0.03)),
-    ),
-    # its gradient per response is at most 0.3 beta and vanishes with the margin: it wants small betas and large rates
-    "unified_uft": Arm(
-        "unified UFT (Wang et al.)",
-        preference_stage("uft", 1.0),
-        (4e-4, 8e-4, 1.6e-3, 3.2e-3),
-        (0.01, 0.03, 0.1),
-        family="unified",
-        noisy=((2e-4, 4e-4, 8e-4, 1.6e-3), (0.0003, 0.001, 0.003)),
-    ),
-}
+MAIN = ("base", "sft", "sft_chosen", "sft_dpo", "sft_dpo_replay", "sft_kto", "sft_una", "dpo_nll", "uft", "uft_nll")
 
 
 def plan_of(arm: str, seed: int, variant: str, scale: Scale, equal: str, chosen: dict[str, Any]) -> Plan:
     """The run of an arm with the settings that the search chose for it."""
     spec, stages = ARMS[arm], []
     if spec.after_sft:
-        share = 1.0 - REPLAY if equal == "examples" and "replay" in arm else 1.0
+        share = 1.0 - REPLAY if equal == "examples" and arm == "sft_dpo_replay" else 1.0
         stages.append(LabStage("sft", "sft", chosen[SFT_STAGE]["learning_rate"], share))
-    if spec.last is not None:
-        stages.append(spec.last(chosen[arm]["learning_rate"], chosen[arm].get("beta"), equal))
+    if spec.stages is not None:
+        stages.extend(spec.stages(chosen[arm], equal))
     return Plan(tuple(stages), seed, variant, scale)
 
 
-def search_settings(names: Sequence[str], variant: str, scale: Scale, run: Runner) -> dict[str, Any]:
+def search_settings(
+    names: Sequence[str], variant: str, scale: Scale, run: Runner, store: Path | None = None
+) -> dict[str, Any]:
     """The same number of trials for every arm; the shared supervised stage first, for others begin with it."""
     chosen: dict[str, Any] = {}
 
@@ -168,23 +78,11 @@ def search_settings(names: Sequence[str], variant: str, scale: Scale, run: Runne
         # the supervised stage is there to teach and keep, so it is chosen by retention alone
         return (retention if name == SFT_STAGE else score)(record["measures"])
 
-    trained = [name for name in names if ARMS[name].last is not None]
-    first = {SFT_STAGE: grid(ARMS["sft"], variant)}
-    chosen |= search(first, SFT_STAGE_SEEDS, trial, judge, run, "search the supervised stage")
-    rest = {name: grid(ARMS[name], variant) for name in trained}
-    chosen |= search(rest, SEARCH_SEEDS, trial, judge, run, f"search {variant}")
+    first = {SFT_STAGE: ARMS["sft"].space}
+    chosen |= search(first, SEARCH_SEEDS, trial, judge, run, "the supervised stage", store)
+    rest = {name: ARMS[name].space_for(variant) for name in names if name in TRAINED}
+    chosen |= search(rest, SEARCH_SEEDS, trial, judge, run, f"search {variant}", store)
     return chosen
-
-
-def grid(arm: Arm, variant: str) -> list[dict[str, float]]:
-    """TRIALS settings: learning rates times betas, or finer learning rates where there is no beta."""
-    rates, betas = arm.noisy if arm.noisy and variant.startswith("noisy") else (arm.rates, arm.betas)
-    if betas == (None,):
-        step = (rates[-1] / rates[0]) ** (1 / (TRIALS - 3))  # two more lie above the last
-        return [{"learning_rate": float(f"{rates[0] * step**k:.2g}")} for k in range(TRIALS)]
-    settings = [{"learning_rate": rate, "beta": beta} for rate, beta in product(rates, betas)]
-    assert len(settings) == TRIALS
-    return settings
 
 
 def runner(cache: Path, workers: int, **options: Any) -> Runner:
@@ -198,18 +96,30 @@ def runner(cache: Path, workers: int, **options: Any) -> Runner:
     return run
 
 
+def contrasted(names: Sequence[str], chosen: dict[str, Any]) -> list[str]:
+    """The arms of the contrasts that were named beforehand."""
+    families = {name: ARMS[name].family for name in names}
+    return list(dict.fromkeys(name for pair in named_contrasts(families, chosen, names) for name in pair))
+
+
 def compare(
-    names: Sequence[str], variants: Sequence[str], scale: Scale, seeds: Sequence[int], chosen: dict[str, Any],
-    run: Runner, tables: Sequence[str],
+    names: Sequence[str], variants: Sequence[str], scale: Scale, seeds: Sequence[int], more: Sequence[int],
+    chosen: dict[str, Any], run: Runner, tables: Sequence[str],
 ) -> dict[str, dict[str, dict[str, list[dict[str, Any]]]]]:  # fmt: skip
-    """title of the table -> variant -> arm -> one record per seed."""
+    """title of the table -> variant -> arm -> one record per seed.  `more` are the seeds of contrasted arms, where they
+    are other than `seeds`."""
     titles = {
         "flops": "Equal FLOPs (reference passes counted)",
         "examples": "Equal examples of each kind",
     }
     # the second table is shown for the first form of preferences
     shown = [(equal, v) for equal, v in product(tables, variants) if equal == "flops" or v == variants[0]]
-    wanted = [(*first, name, seed) for first, name, seed in product(shown, names, seeds)]
+    wanted = [
+        (equal, variant, name, seed)
+        for equal, variant in shown
+        for name in names
+        for seed in (more if equal == "flops" and name in contrasted(names, chosen[variant]) else seeds)
+    ]
     plans = [
         (f"{ARMS[name].label}, {variant}, seed {seed}", plan_of(name, seed, variant, scale, equal, chosen[variant]))
         for equal, variant, name, seed in wanted
@@ -222,7 +132,9 @@ def compare(
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="every arm, five seeds, all variants, with the search")
+    parser.add_argument(
+        "--full", action="store_true", help="every arm, all variants, ten seeds for the contrasts, with the search"
+    )
     parser.add_argument("--quick", action="store_true", help="toy size: shows that everything runs, nothing else")
     parser.add_argument("--search", action="store_true", help="only the search; writes search.json to the results")
     parser.add_argument("--results", action="store_true", help="also copy what is written into experiments/results")
@@ -242,17 +154,20 @@ def main(words: Sequence[str] | None = None) -> int:
 
     scale = TOY if arguments.quick else NORMAL
     variants = arguments.variants or (list(VARIANTS) if arguments.full else VARIANTS[:1])
-    seeds = arguments.seeds or ([0, 1, 2, 3, 4] if arguments.full else [0] if arguments.quick else [0, 1, 2])
-    names = arguments.arms or list(ARMS)
+    seeds = arguments.seeds or ([0] if arguments.quick else SEEDS)
+    more = CONTRAST_SEEDS if arguments.full and not arguments.seeds else seeds
+    names = arguments.arms or list(ARMS if arguments.full or arguments.search else MAIN)
     tables = arguments.tables or (["flops", "examples"] if arguments.full or arguments.quick else ["flops"])
     cache = arguments.output / "cache"
 
     if arguments.search or arguments.full:
         trials = runner(cache, arguments.workers, part=VALIDATION, curves=False)
-        chosen = {variant: search_settings(list(ARMS), variant, scale, trials) for variant in variants}
+        store = arguments.output / "search.journal"
+        chosen = {variant: search_settings(names, variant, scale, trials, store) for variant in variants}
         known = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
-        made = {"code": code_fingerprint(folder_of(run_plan)), "scale": vars(scale), "date": f"{date.today()}"}
+        made = {"code": code_fingerprint(file_of(run_plan)), "scale": vars(scale), "date": f"{date.today()}"}
         about = known.pop("made", {}) | dict.fromkeys(variants, made)
+        chosen = {variant: known.get(variant, {}) | found for variant, found in chosen.items()}
         write_json(SEARCH, known | chosen | {"made": about})
         if arguments.search:
             return 0
@@ -263,17 +178,20 @@ def main(words: Sequence[str] | None = None) -> int:
         chosen = {variant: known[variant] for variant in variants}
     for variant in variants if arguments.sft_stage else ():
         chosen[variant][SFT_STAGE] |= {"learning_rate": arguments.sft_stage, "inside": None}
-    found = compare(names, variants, scale, seeds, chosen, runner(cache, arguments.workers), tables)
-    settings = {"description": describe(scale, seeds, chosen), "scale": vars(scale), "seeds": seeds, "arms": names}
+    found = compare(names, variants, scale, seeds, more, chosen, runner(cache, arguments.workers), tables)
+    settings = {
+        "description": describe(scale, seeds, more, chosen), "scale": vars(scale), "seeds": list(seeds),
+        "contrast_seeds": list(more), "arms": names,
+    }  # fmt: skip
     print(write_report(arguments.output, found, ARMS, chosen, settings))
     if arguments.results or arguments.full:
-        for path in (p for p in arguments.output.iterdir() if p.suffix in (".md", ".json", ".png")):
+        for path in (p for p in arguments.output.iterdir() if p.suffix in (".md", ".json", ".html", ".png")):
             shutil.copy(path, RESULTS / path.name)
     print(f"{arguments.output}/report.md, summary.json and figures; {(time.monotonic() - start) / 60:.1f} min")
     return 0
 
 
-def describe(scale: Scale, seeds: Sequence[int], chosen: dict[str, Any]) -> str:
+def describe(scale: Scale, seeds: Sequence[int], more: Sequence[int], chosen: dict[str, Any]) -> str:
     edges = [
         f"{name} {arm} ({variant})"
         for variant, arms in chosen.items()
@@ -281,18 +199,18 @@ def describe(scale: Scale, seeds: Sequence[int], chosen: dict[str, Any]) -> str:
         for name, inside in (("learning rate of", found["inside"]), ("beta of", found.get("beta_inside")))
         if inside is False
     ]
-    trials = " or ".join(map(str, sorted({found["trials"] for arms in chosen.values() for found in arms.values()})))
-    at_edge = f"At the edge of its grid: {', '.join(edges)}." if edges else "Every choice lies inside its grid."
+    at_edge = f"At the edge of its range: {', '.join(edges)}." if edges else "Every choice lies inside its range."
+    ten = f"{len(more)} for the contrasts that were named beforehand and " if len(more) > len(seeds) else ""
     return (
-        f"The lab's world; {len(seeds)} seeds. The sequential design draws {scale.sft_draws:,} demonstrations (of "
-        f"{scale.demonstrations:,}) and then {scale.preference_draws:,} preferences (of {scale.preferences:,}); what "
-        "that costs with DPO is the compute of every arm in the first table. The arms that begin with a supervised "
-        f"stage share it, per seed. Each arm's last stage had {trials} trials on seed {SEARCH_SEEDS[0]}, the shared "
-        f"supervised stage as many of its own on each of the seeds {', '.join(map(str, SFT_STAGE_SEEDS))}, whose mean "
-        f"decided. {at_edge} Grids were moved where a choice lay at an edge, so an arm "
-        "whose first grid was wrong has had more trials than are shown.\n\n"
+        f"The lab's world; {ten}{len(seeds)} seeds. The sequential design draws {scale.sft_draws:,} demonstrations (of "
+        f"{scale.demonstrations:,}) and then {scale.preference_draws:,} preferences (of {scale.preferences:,}), in "
+        f"batches of {scale.batch_size}; what that costs with a reference is the compute of every arm in the first "
+        "table. The arms that begin with a supervised stage share it, per seed. Every arm's settings, and those of the "
+        f"shared stage, had {TRIALS} trials on seed {SEARCH_SEEDS[0]}, the best {FINALISTS} of which were tried again "
+        f"on seeds {', '.join(map(str, SEARCH_SEEDS[1:]))}; the mean over all decided. {at_edge}\n\n"
         "The search has base models of its own and is scored on other prompts and other facts than those reported; "
-        "no string of either was ever in a training row. Intervals are not corrected for the number of comparisons."
+        "no string of either was ever in a training row. ALRIGHT and MAXRIGHT train one kind of feedback in each step: "
+        "what they draw for the other one rests, so that they draw about twice of what they train on."
     )
 
 

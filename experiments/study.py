@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import study_figures
+from experiments.arms import ARMS
 from experiments.lab.training import LabStage, Plan, Scale
+from experiments.lab.world import VALIDATION
 from experiments.report import COLUMNS, by_seed, markdown_table, mean_of, terminal_table
-from experiments.runs import SFT_STAGE, run_sharing
-from experiments.sequential_vs_unified import ARMS, NORMAL, SEARCH, TOY, VARIANTS, runner
+from experiments.runs import SFT_STAGE, Runner, run_sharing
+from experiments.sequential_vs_unified import NORMAL, SEARCH, TOY, VARIANTS, runner
 from experiments.statistics import effect_size, interquartile_mean, paired_difference
 from uft.record import environment, write_json
 
@@ -54,6 +56,8 @@ class Study:
     kind       of figure: "lines" (x is a number), "dots" (x is a word) or "heat" (x is "row|column")
     logarithmic, equal, note   of the x axis; what is equal between points; what else a reader must know
     baseline   (line, x) of the point that all differences are taken from, or None
+    tune       (settings, scale, runner of trials) -> more settings, searched for this study
+    more       (points, records) -> more lines of the report, and what goes into the summary under `more`
     """
 
     name: str
@@ -65,6 +69,8 @@ class Study:
     equal: str = "base weights, seeds, data, FLOPs within 2 % (reference passes counted)"
     note: str = ""
     baseline: tuple[str, float | str] | None = None
+    tune: Callable[[Mapping[str, Any], Scale, Runner], Mapping[str, Any]] | None = None
+    more: Callable[[Sequence[Point], Sequence[Sequence[Mapping[str, Any]]]], tuple[list[str], Any]] | None = None
 
 
 def chosen_settings(variant: str = VARIANTS[0]) -> dict[str, Any]:
@@ -79,8 +85,7 @@ def supervised(chosen: Mapping[str, Any], share: float = 1.0) -> LabStage:
 
 def last_stage(arm: str, chosen: Mapping[str, Any], **changes: Any) -> LabStage:
     """The tuned stage of an arm of the main comparison, with some of its fields changed."""
-    settings = chosen[arm]
-    return replace(ARMS[arm].last(settings["learning_rate"], settings.get("beta"), "flops"), **changes)
+    return replace(ARMS[arm].stages(chosen[arm], "flops")[-1], **changes)
 
 
 def stages_of(arm: str, chosen: Mapping[str, Any], **changes: Any) -> tuple[LabStage, ...]:
@@ -105,12 +110,16 @@ def main(study: Study, words: Sequence[str] | None = None, description: str | No
     start, output = time.monotonic(), arguments.output or Path("runs") / study.name
     seeds = arguments.seeds or ([0] if arguments.quick else [0, 1, 2])
     scale = TOY if arguments.quick else NORMAL
-    points = list(study.points(chosen_settings(), scale))
+    settings, tuned = chosen_settings(), {}
+    if study.tune is not None:
+        trials = runner(arguments.cache, arguments.workers, part=VALIDATION, curves=False)
+        tuned = study.tune(settings, scale, trials)
+    points = list(study.points({**settings, **tuned}, scale))
     plans = [(f"{point.name}, seed {seed}", point.plan(seed)) for point in points for seed in seeds]
     run = runner(arguments.cache, arguments.workers, curves=False)
     found = iter(run_sharing(plans, run, study.name))
     records = [[next(found) for _ in seeds] for _ in points]
-    print(write_study(output, study, points, records, scale))
+    print(write_study(output, study, points, records, scale, tuned))
     if arguments.results:
         (RESULTS / study.name).mkdir(parents=True, exist_ok=True)
         for path in (p for p in output.iterdir() if p.suffix in (".md", ".json", ".png")):
@@ -120,7 +129,12 @@ def main(study: Study, words: Sequence[str] | None = None, description: str | No
 
 
 def write_study(
-    folder: Path, study: Study, points: Sequence[Point], records: Sequence[Sequence[Mapping[str, Any]]], scale: Scale
+    folder: Path,
+    study: Study,
+    points: Sequence[Point],
+    records: Sequence[Sequence[Mapping[str, Any]]],
+    scale: Scale,
+    tuned: Mapping[str, Any] | None = None,
 ) -> str:
     """Writes everything into `folder` and returns the table for the terminal."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +147,8 @@ def write_study(
     text += [markdown_table(header, rows), ""]
     if study.baseline is not None:
         text += _differences(study, points, records)
+    lines, kept = study.more(points, records) if study.more is not None else ([], None)
+    text += lines
     figure = study_figures.draw(folder, study, points, records)
     text += [line for name in figure for line in (f"![{study.question}]({name})", "")]
     (folder / "report.md").write_text("\n".join(text))
@@ -150,6 +166,7 @@ def write_study(
             }
             for point, runs in zip(points, records)
         ],
+        "search": dict(tuned or {}), "more": kept,
         **environment(),
     }  # fmt: skip
     write_json(folder / "summary.json", summary)

@@ -9,12 +9,15 @@ __version__ = "0.1.0"
 _WHERE = {
     "Batch": "uft.feedback",
     "Budget": "uft.stages",
+    "EvaluationCallback": "uft.evaluation.callback",
+    "EvaluationConfig": "uft.evaluation.config",
     "FeedbackDataset": "uft.data.mixture",
     "Objective": "uft.objective",
     "Source": "uft.data.sources",
     "Stage": "uft.stages",
     "UnifiedConfig": "uft.config",
     "UnifiedTrainer": "uft.trainer",
+    "evaluate": "uft.evaluation.suite",
     "make_objective": "uft.presets",
     "run_stages": "uft.stages",
 }

@@ -1,6 +1,7 @@
 """The command `uft`.
 
 uft train --config recipe.yaml [--key value ...]
+uft eval --config eval.yaml [--key value ...]
 uft data check FILE... [--max_length N --tokenizer NAME]
 """
 
@@ -21,6 +22,10 @@ USAGE = """usage: uft COMMAND ...
   uft train --config recipe.yaml [--key value ...]
       Trains what the recipe says. The command line beats the file; keys may be nested:
       uft train --config recipe.yaml --learning_rate 1e-5 --train_dataset.preferences.weight 2
+
+  uft eval --config eval.yaml [--before runs/x/evaluation.json]
+      Measures a model as the file says: held-out likelihood, pairs, divergence from a reference, answers. Prints a
+      table; evaluation.json and evaluation.md in output_dir. With --before also what was forgotten since then.
 
   uft data check FILE... [--tokenizer NAME] [--max_length N]
       Validates data files and prints counts; one line per bad row, exit code 1 if there are any.
@@ -107,6 +112,15 @@ def _train_stages(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
         write_model_card(plan.args.output_dir, records)
 
 
+def evaluate(words: Sequence[str]) -> int:
+    from uft.evaluation.command import run
+
+    report, path = run(_recipe(words))
+    print(report)
+    print(f"{path.name} and {path.with_suffix('.md').name} in {path.parent}")
+    return 0
+
+
 def data(words: Sequence[str]) -> int:
     from uft.data.check import main as check
 
@@ -118,7 +132,7 @@ def data(words: Sequence[str]) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
-    commands = {"train": train, "data": data}
+    commands = {"train": train, "eval": evaluate, "data": data}
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,21 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from transformers import LlamaForCausalLM, PreTrainedModel, TrainerCallback
 
 from experiments import runs
+from experiments.expected_cost import expected_steps
 from experiments.jobs import code_fingerprint
-from experiments.lab.base import WIDTH, load_base
+from experiments.lab.base import WIDTH, lab_config, load_base
 from experiments.lab.data import demonstrations, documents, examples, preferences
-from experiments.lab.measures import measure
+from experiments.lab.measures import logp, measure, skill_tasks
 from experiments.lab.tokenizer import lab_tokenizer
-from experiments.lab.world import TEST, make_world
+from experiments.lab.world import MARKS, TEST, VALIDATION, make_world
 from experiments.runs import DEMONSTRATIONS, DOCUMENTS, PREFERENCES
+from uft.collation import Collator
 from uft.data.mixture import FeedbackDataset
+from uft.feedback import Example
+from uft.presets import make_objective
 from uft.stages import Budget
+
+PRIOR = "prior"  # what was known before, as evaluation data of a balancer
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class LabStage:
     demonstrations, preferences   shares of the design's draws; their ratio is the mixture
     documents      replayed as in pretraining; a share of the design's draws of demonstrations
     budget         "examples": these draws; "rest": what is left of the design's FLOPs
-    reference      "start": the model before the stage; "base"; "moving": the first, moved towards the policy
+    reference      "start": the model before the stage; "base"; "moving": the first, moved towards the policy;
+                   "anew@0.6": the first, and the policy as it is when that share of the stage is done
     parallel       instead of all that: stages that each train an adapter of rank `lora` on the same model, which are
                    then added up by `merge`: "linear" (task arithmetic) or "ties"
     """
@@ -78,7 +86,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        content = [asdict(self), code_fingerprint(Path(__file__).parent)]
+        content = [asdict(self), code_fingerprint(Path(__file__))]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
     def prefix(self, stages: int) -> Plan:
@@ -87,27 +95,62 @@ class Plan:
 
 def lab_data(plan: Plan, stage: LabStage) -> FeedbackDataset:
     """The stage's mixture, in which one epoch is the design's draws times the stage's shares."""
-    scale, world = plan.scale, make_world(plan.seed)
-    parts, weights = {}, {}
+    scale, parts, weights = plan.scale, {}, {}
     if stage.demonstrations:
-        rows = demonstrations(world, scale.demonstrations, plan.seed)
-        parts[DEMONSTRATIONS] = examples(rows, DEMONSTRATIONS)
+        parts[DEMONSTRATIONS] = _rows(DEMONSTRATIONS, scale.demonstrations, plan.seed)
         weights[DEMONSTRATIONS] = stage.demonstrations * scale.sft_draws / scale.demonstrations
     if stage.documents:
         count = scale.demonstrations
-        # of the distribution of pretraining, none of the very documents
-        parts[DOCUMENTS] = examples(documents(world, count, f"replay {plan.seed}"), DOCUMENTS)
+        parts[DOCUMENTS] = _rows(DOCUMENTS, count, plan.seed)
         weights[DOCUMENTS] = stage.documents * scale.sft_draws / count
     if stage.preferences:
-        rows = preferences(world, plan.variant, scale.preferences, plan.seed)
-        parts[PREFERENCES] = examples(rows, PREFERENCES)
+        parts[PREFERENCES] = _rows(PREFERENCES, scale.preferences, plan.seed, plan.variant)
         weights[PREFERENCES] = stage.preferences * scale.preference_draws / scale.preferences
     return FeedbackDataset(parts, weights)
 
 
-def design_flops(plan: Plan, model: LlamaForCausalLM) -> float:
+@lru_cache(maxsize=8)
+def _rows(source: str, count: int, seed: int, variant: str = "") -> list[Example]:
+    world = make_world(seed)
+    if source == DEMONSTRATIONS:
+        rows = demonstrations(world, count, seed)
+    elif source == DOCUMENTS:  # of the distribution of pretraining, none of the very documents
+        rows = documents(world, count, f"replay {seed}")
+    else:
+        rows = preferences(world, variant, count, seed)
+    return examples(rows, source)
+
+
+def watched_data(plan: Plan) -> dict[str, FeedbackDataset]:
+    """What a balancer may measure on: demonstrations of strings that training never draws, and facts."""
+    tasks = [*skill_tasks(VALIDATION, 16), *skill_tasks(VALIDATION, 2, MARKS[0])]
+    rows = [{"prompt": task.prompt, "completion": task.best} for task in tasks]
+    facts = [{"text": f"{subject}:{value}"} for subject, value in make_world(plan.seed).facts_of(VALIDATION).items()]
+    return {
+        DEMONSTRATIONS: FeedbackDataset({DEMONSTRATIONS: examples(rows, DEMONSTRATIONS)}),
+        PRIOR: FeedbackDataset({DOCUMENTS: examples(facts, DOCUMENTS)}),
+    }
+
+
+def watched_nll(model: PreTrainedModel, plan: Plan) -> dict[str, float]:
+    """Nats per token of what a balancer may measure on, whether or not one did."""
+    collate = Collator(lab_tokenizer().pad_token_id, (DEMONSTRATIONS, DOCUMENTS))
+    found = {}
+    for name, data in watched_data(plan).items():
+        batch = collate(list(data))
+        found[name] = -(logp(model, batch).sum() / batch.shifted.sum()).item()
+    return found
+
+
+def design_flops(plan: Plan) -> float:
     """What the sequential design costs, which every arm gets."""
-    return runs.design_flops(model, lab_data(plan, LabStage("design", "sft", 0.0, 1.0, 1.0)), "una")
+    return _design_flops(Plan((), plan.seed, plan.variant, plan.scale))
+
+
+@lru_cache(maxsize=64)
+def _design_flops(plan: Plan) -> float:
+    design = LabStage("design", "sft", 0.0, 1.0, 1.0)
+    return runs.design_flops(LlamaForCausalLM(lab_config(plan.scale.width)), lab_data(plan, design), "una")
 
 
 def run_plan(
@@ -156,26 +199,43 @@ def _train(plan: Plan, stage: LabStage, model, base, spent: float, part: str, cu
         "wall_seconds": time.perf_counter() - start,
         "measuring_seconds": curve.seconds,
         "curve": curve.points,
+        "watched": watched_nll(trainer.model, plan),
         "measures": _measure(trainer.model, base, before, plan, part),
     }
 
 
 def _fit(plan: Plan, stage: LabStage, model, base, spent: float, callbacks: Sequence[TrainerCallback]):
     scale, callbacks = plan.scale, list(callbacks)
-    if stage.budget == "rest":
-        budget = Budget(flops=design_flops(plan, model) - spent)
-    else:
-        draws = (stage.demonstrations + stage.documents) * scale.sft_draws + stage.preferences * scale.preference_draws
-        budget = Budget(examples=round(draws))
+    objective, data = make_objective(stage.objective), lab_data(plan, stage)
+    watched = watched_data(plan) if objective.balancer is not None and objective.balancer.quantity else None
     reference = _copy(base if stage.reference == "base" else model)
-    if stage.reference == "moving":
+    kind, _, share = stage.reference.partition("@")
+    if kind == "moving":
         callbacks.append(MovingReference(reference))
-    elif stage.reference not in ("start", "base"):
-        raise ValueError(f"reference is {stage.reference!r}; want start, base or moving")
+    elif kind == "anew":
+        callbacks.append(ReferenceAnew(reference, float(share)))
+    elif kind not in ("start", "base"):
+        raise ValueError(f"reference is {stage.reference!r}; want start, base, moving or anew@SHARE")
     return runs.fit(
-        model, stage.objective, lab_data(plan, stage), lab_tokenizer(), budget, learning_rate=stage.learning_rate,
-        batch_size=scale.batch_size, seed=plan.seed, reference=reference, callbacks=callbacks, lora=stage.lora,
+        model, objective, data, lab_tokenizer(), _budget(plan, stage, objective, model, data, spent, watched),
+        learning_rate=stage.learning_rate, batch_size=scale.batch_size, seed=plan.seed, reference=reference,
+        callbacks=callbacks, lora=stage.lora, eval_data=watched,
     )  # fmt: skip
+
+
+def _budget(plan: Plan, stage: LabStage, objective, model, data: FeedbackDataset, spent: float, watched) -> Budget:
+    scale, balancer = plan.scale, objective.balancer
+    if stage.budget == "rest":
+        left = design_flops(plan) - spent
+        if not objective.rests and balancer is None:
+            return Budget(flops=left)
+        measured = watched[DEMONSTRATIONS] if watched else None
+        return Budget(steps=expected_steps(model, objective, data, scale.batch_size, left, measured))
+    draws = (stage.demonstrations + stage.documents) * scale.sft_draws + stage.preferences * scale.preference_draws
+    # where one of two kinds rests in every step, twice as many are drawn for as many to be trained on
+    scheduled = any(callable(term.weight) for term in objective.terms)
+    one_at_a_time = balancer.rests if balancer is not None else objective.rests and scheduled
+    return Budget(examples=round(draws * (2 if one_at_a_time else 1)))
 
 
 def _train_parallel(plan: Plan, stage: LabStage, model, base, spent: float, part: str):
@@ -230,6 +290,19 @@ class MovingReference(TrainerCallback):
         if state.global_step % self.every == 0:
             for theirs, ours in zip(self.reference.parameters(), model.parameters()):
                 theirs.lerp_(ours, self.rate)
+
+
+class ReferenceAnew(TrainerCallback):
+    """The reference becomes the policy once, when this share of the steps is done: what a second stage would have."""
+
+    def __init__(self, reference: PreTrainedModel, share: float):
+        self.reference, self.share, self.done = reference, share, False
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if not self.done and state.global_step >= self.share * state.max_steps:
+            self.reference.load_state_dict(model.state_dict())
+            self.done = True
 
 
 class _Curve(TrainerCallback):

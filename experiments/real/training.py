@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        return key_of([asdict(self), code_fingerprint(Path(__file__).parent)])
+        return key_of([asdict(self), code_fingerprint(Path(__file__))])
 
     def prefix(self, stages: int) -> Plan:
         return Plan(self.stages[:stages], self.seed, self.scale, self.data)

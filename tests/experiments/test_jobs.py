@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments.jobs import Job, run_jobs
+from experiments.jobs import Job, code_fingerprint, file_of, reached, run_jobs
+from experiments.lab.training import run_plan
 
 
 def double(x: int, log: str) -> dict:
@@ -43,15 +44,43 @@ def test_the_key_is_the_content(tmp_path):
 
 
 def test_the_key_knows_the_code_but_not_its_comments(tmp_path):
-    from experiments.jobs import code_fingerprint
+    module = tmp_path / "module.py"
 
     def fingerprint(text):
-        (tmp_path / "module.py").write_text(text)
+        module.write_text(text)
         code_fingerprint.cache_clear()
-        return code_fingerprint(tmp_path)
+        return code_fingerprint(module)
 
     first = fingerprint('"""Says."""\nx = 1  # one\n')
     assert fingerprint('"""Says more."""\n\nx = 1\n') == first
     assert fingerprint('"""Says."""\nx = 2  # one\n') != first
     (tmp_path / "w.safetensors").write_bytes(b"weights")
     assert fingerprint('"""Says."""\nx = 1  # one\n') != first
+
+
+def test_the_key_knows_what_is_imported_and_nothing_else(tmp_path, monkeypatch):
+    def written(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    monkeypatch.setattr("experiments.jobs.ROOT", tmp_path)
+    here = written("package/here.py", "import os\nfrom package import near\ndef f():\n    import package.lazily\n")
+    near = written("package/near.py", "from deep.inside import thing\n")
+    lazily, start = written("package/lazily.py", ""), written("package/__init__.py", "")
+    inside, kernel = written("deep/inside.py", "import uft_kernels\n"), written("kernels/uft_kernels/__init__.py", "")
+    written("package/never.py", "")
+    assert reached(here) == {here, near, lazily, start, inside, kernel}
+    code_fingerprint.cache_clear()
+    before = code_fingerprint(here)
+    for path, changes in ((tmp_path / "package/never.py", False), (inside, True)):
+        path.write_text(path.read_text() + "y = 1\n")
+        code_fingerprint.cache_clear()
+        assert (code_fingerprint(here) != before) == changes
+
+
+def test_a_run_of_the_lab_does_not_depend_on_reports_or_commands():
+    names = {path.name for path in reached(file_of(run_plan))}
+    assert {"training.py", "world.py", "trainer.py", "pairwise.py", "linear_logprob.py", "runs.py"} <= names
+    assert not {"report.py", "figures.py", "cli.py", "study.py", "sequential_vs_unified.py"} & names

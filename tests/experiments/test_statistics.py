@@ -1,4 +1,4 @@
-"""Intervals and searches, by hand."""
+"""Intervals and tests, by hand."""
 
 import math
 
@@ -7,7 +7,6 @@ import pytest
 from scipy import stats
 
 from experiments.figures import spread_labels
-from experiments.search import best_trial, retention, score
 from experiments.statistics import effect_size, holm, interquartile_mean, interval, paired_difference, sign_flip
 
 
@@ -35,31 +34,6 @@ def test_pairing_removes_what_seeds_share():
     assert paired_difference({0: 1.0, 1: 2.0}, {1: 1.0, 2: 5.0}).mean == 1.0
     with pytest.raises(ValueError, match="no seed in common"):
         paired_difference({0: 1.0}, {1: 1.0})
-
-
-def test_score_by_hand():
-    measures = {"skill": 0.9, "refusal.": 0.6, "fact_recall": 0.3, "alignment": 0.8}
-    assert retention(measures) == pytest.approx(0.6)
-    assert score(measures) == pytest.approx(0.7)
-
-
-def test_best_trial_averages_over_seeds_and_knows_the_edge():
-    def trial(rate, seed, value):
-        return {"settings": {"learning_rate": rate}, "seed": seed, "score": value}
-
-    trials = [
-        trial(1, 0, 0.9),
-        trial(1, 1, 0.1),
-        trial(2, 0, 0.6),
-        trial(2, 1, 0.6),
-        trial(3, 0, 0.5),
-        trial(3, 1, 0.5),
-    ]
-    found = best_trial(trials)
-    assert found["learning_rate"] == 2 and found["score"] == pytest.approx(0.6) and found["inside"]
-    assert found["trials"] == 3 and found["seeds"] == [0, 1]
-    assert found["grid"][0]["scores"] == [0.9, 0.1]
-    assert not best_trial(trials[:4])["inside"]
 
 
 def test_labels_are_spread_and_keep_their_order():

@@ -1,0 +1,121 @@
+"""`uft eval`: a recipe that says which model is measured, against what, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+from transformers.utils import find_adapter_config_file
+
+from uft.evaluation.config import FIELDS, EvaluationConfig
+from uft.evaluation.report import Report
+from uft.evaluation.suite import evaluate
+from uft.models import AdapterReference, is_peft, load_policy
+from uft.recipe import RecipeError, _known
+
+_OWN = (
+    "model", "tokenizer", "reference", "before", "judge", "output_dir", "dtype", "attn_implementation",
+    "trust_remote_code", "device",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """What `uft eval` runs.
+
+    model        hub id or path of a model, or of an adapter, which is put onto its base model
+    tokenizer    by default the model's
+    reference    hub id or path; "adapter": the same model without its adapter; by default that where there is one
+    judge        "package.module:function", for answers against those of `before`; see `uft.evaluation.judge`
+    before       evaluation.json of an earlier evaluation of the same data, or its folder
+    output_dir   where evaluation.json and evaluation.md go; by default the model's folder, or runs/<name> for a hub id
+    dtype        of the weights; auto is the checkpoint's
+    device       auto (a GPU where there is one), cpu, cuda, cuda:1, ...
+    """
+
+    config: EvaluationConfig
+    model: str
+    tokenizer: str | None = None
+    reference: str | None = None
+    before: str | None = None
+    judge: str | None = None
+    output_dir: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    device: str = "auto"
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> EvaluationRecipe:
+        """Checks every key.  Raises `RecipeError`."""
+        for key in values:
+            _known(key, (*_OWN, *FIELDS), "")
+        own = {key: value for key, value in values.items() if key in _OWN and value is not None}
+        if not own.get("model"):
+            raise RecipeError("key 'model' is missing")
+        for key, value in own.items():
+            wanted = bool if key == "trust_remote_code" else str
+            if not isinstance(value, wanted):
+                raise RecipeError(f"{key} is {value!r}; want {'true or false' if wanted is bool else 'a text'}")
+        if own.get("dtype", "auto") != "auto" and not isinstance(getattr(torch, own["dtype"], None), torch.dtype):
+            raise RecipeError(f"dtype is {own['dtype']!r}; want auto, float32, bfloat16 or float16")
+        return cls(EvaluationConfig.of({key: value for key, value in values.items() if key in FIELDS}), **own)
+
+    @property
+    def folder(self) -> Path:
+        if self.output_dir:
+            return Path(self.output_dir)
+        return Path(self.model) if Path(self.model).is_dir() else Path("runs") / Path(self.model).name
+
+
+def run(values: Mapping[str, Any]) -> tuple[Report, Path]:
+    """The report, and where it was written.  Raises ValueError and OSError in one sentence."""
+    recipe = EvaluationRecipe.of(values)
+    before = None if recipe.before is None else Report.of(recipe.before)  # first: it may be missing
+    judge = None
+    if recipe.judge is not None:
+        from uft.evaluation.judge import load_judge
+
+        judge = load_judge(recipe.judge)
+    tokenizer = AutoTokenizer.from_pretrained(
+        recipe.tokenizer or recipe.model, trust_remote_code=recipe.trust_remote_code
+    )
+    model = loaded(recipe.model, recipe)
+    if recipe.reference == "adapter":
+        if not is_peft(model):
+            raise RecipeError("reference is 'adapter', and the model has none; want a hub id or a path")
+        reference = AdapterReference()
+    else:
+        reference = None if recipe.reference is None else loaded(recipe.reference, recipe)
+    report = evaluate(model, tokenizer, recipe.config, reference, before, judge=judge)
+    report.info["model"] = recipe.model
+    if isinstance(reference, nn.Module):
+        report.info["reference"] = recipe.reference
+    return report, report.write(recipe.folder)
+
+
+def loaded(name: str, recipe: EvaluationRecipe) -> nn.Module:
+    """A model on its device; an adapter on its base model."""
+    adapter = find_adapter_config_file(name) is not None
+    if adapter:
+        from peft import PeftConfig, PeftModel
+
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    model = load_policy(
+        base if adapter else name, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
+        trust_remote_code=recipe.trust_remote_code,
+    )  # fmt: skip
+    if adapter:
+        model = PeftModel.from_pretrained(model, name)
+    device = recipe.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {recipe.device!r}: {str(error).splitlines()[0]}") from None
