@@ -157,13 +157,10 @@ def _named(tables: Mapping[str, Any], search: Mapping[str, Any]) -> list[str]:
 
 def _one_table(arms, chosen, variant: str, folder: Path, slug: str, equal_flops: bool, detail: bool) -> list[str]:
     counts = sorted({len(arm["per_seed"]["score"]) for arm in arms.values()})
-    text = [
-        _measures(arms, MAIN),
-        "",
-        f"Means over seeds ({' or '.join(map(str, counts))}) ± half the 95 % t-interval.",
-        "",
-    ]
     families = {name: family_of(name, arm) for name, arm in arms.items()}
+    shown = _figures(arms, families, chosen, variant, folder, slug)
+    seeds = " or ".join(map(str, counts))
+    text = [*shown[:2], _measures(arms, MAIN), "", f"Means over {seeds} seeds ± half the 95 % t-interval.", ""]
     contrasted = [
         [f"{arms[a]['label']} − {arms[b]['label']}",
          *(signed(paired_difference(_values(arms[a], n), _values(arms[b], n))) for n in CONTRASTED)]
@@ -172,7 +169,7 @@ def _one_table(arms, chosen, variant: str, folder: Path, slug: str, equal_flops:
     if contrasted:
         header = ["difference, paired by seed [95 % interval]", *(LABELS[n] for n in CONTRASTED)]
         text += [markdown_table(header, contrasted), ""]
-    text += _figures(arms, families, chosen, variant, folder, slug)
+    text += shown[2:]
     if detail:
         others = [n for n in LABELS if n not in (*MAIN, "skill") and all(n in a["per_seed"] for a in arms.values())]
         text += ["Other measures:", "", _measures(arms, others), ""]

@@ -115,11 +115,11 @@ def _overview(results: Sequence[Result]) -> list[str]:
         hours = sum(run.get("seconds", 0) for run in runs) / 3600
         flops = sum(run.get("flops", 0) for run in runs) / 1e12
         rows.append(
-            [result.name, _question(result), f"{len(runs):,}" if runs else "–", f"{flops:,.1f}" if runs else "–",
+            [_question(result), result.name, f"{len(runs):,}" if runs else "–", f"{flops:,.1f}" if runs else "–",
              f"{hours:.1f}" if runs else "–", str(result.summary.get("date", "–"))[:10],
              str(result.summary.get("commit", "–"))]
         )  # fmt: skip
-    header = ["experiment", "question", "runs", "TFLOPs", "hours of training", "date", "commit"]
+    header = ["question", "folder", "runs", "TFLOPs", "hours of training", "date", "commit"]
     note = (
         "Arms that begin alike share that beginning: it is counted in each of them, so the hours spent were fewer. A "
         "commit with a + had changes that were not committed."

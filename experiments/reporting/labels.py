@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-ORDERS = 12  # in which names are placed one after the other; the best is kept
+ORDERS = 8  # in which names are placed one after the other; the best is kept
 DISTANCES = (0, 4, 9, 15, 22, 30, 40, 52, 66, 82, 100)  # from a point's mark, in points (1/72 inch)
 ANGLES = np.deg2rad(np.arange(0, 360, 15))
 FREE = 1e3  # what an overlap costs: more than any distance
@@ -159,15 +159,13 @@ def _place(order, candidates, alone, centre, pixel: float) -> tuple[dict[str, np
     for key in order:
         boxes, distance = candidates[key]
         cost = alone[key] + distance
-        for other in placed.values():
+        others = np.array(list(placed.values())).reshape(-1, 4)
+        for other in others:
             cost = cost + FREE * Boxes(boxes).overlap(other, margin=1.5 * pixel)
-        for leader in leaders:
-            hit = ((leader[None] > boxes[:, None, :2]) & (leader[None] < boxes[:, None, 2:])).all(-1).any(1)
-            cost = cost + 60 * hit
-        for i in np.argsort(cost)[:40]:  # only these may win: their own line is looked at too
-            leader = _leader(centre[key], boxes[i])
-            crossed = sum(((leader > other[:2]) & (leader < other[2:])).all(1).any() for other in placed.values())
-            cost[i] += 60 * crossed
+        if leaders:
+            cost = cost + 60 * np.sum([_touched(boxes, leader) for leader in leaders], axis=0)
+        for i in np.argsort(cost)[:30]:  # only these may win: their own line is looked at too
+            cost[i] += 60 * _touched(others, _leader(centre[key], boxes[i])).sum()
         i = int(np.argmin(cost))
         placed[key] = boxes[i]
         leaders.append(_leader(centre[key], boxes[i]))
@@ -178,3 +176,8 @@ def _place(order, candidates, alone, centre, pixel: float) -> tuple[dict[str, np
 def _leader(point: np.ndarray, box: np.ndarray) -> np.ndarray:
     near = np.clip(point, box[:2], box[2:])
     return point + (near - point) * np.linspace(0, 1, 12)[:, None]
+
+
+def _touched(boxes: np.ndarray, leader: np.ndarray) -> np.ndarray:
+    """[n]: does the line enter the box."""
+    return ((leader > boxes[:, None, :2]) & (leader < boxes[:, None, 2:])).all(-1).any(1)

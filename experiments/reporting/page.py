@@ -21,7 +21,7 @@ STYLE = """
 }
 * { box-sizing: border-box }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--back);
-       max-width: 75rem; margin: 0 auto; padding: 1rem clamp(0.8rem, 3vw, 2.5rem) 4rem }
+       max-width: 80rem; margin: 0 auto; padding: 1rem clamp(0.8rem, 3vw, 2.5rem) 4rem }
 p, li { max-width: 48rem }
 h1 { font-size: 1.7rem; line-height: 1.2 } h2 { margin-top: 2.6rem; border-bottom: 1px solid var(--line) }
 h3 { margin-top: 2rem }
@@ -31,12 +31,12 @@ pre { overflow-x: auto; background: var(--soft); padding: 0.8rem } pre code { pa
 nav { background: var(--soft); padding: 0.6rem 1.2rem; border-radius: 6px; font-size: 0.93rem }
 nav summary { cursor: pointer; font-weight: 600 } nav ul { padding-left: 1.1rem; margin: 0.3rem 0 }
 .table { overflow-x: auto; margin: 1rem 0 }
-table { border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums }
-th, td { padding: 0.28rem 0.6rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+table { border-collapse: collapse; font-size: 0.84rem; font-variant-numeric: tabular-nums }
+th, td { padding: 0.28rem 0.5rem; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { background: var(--soft); vertical-align: bottom; white-space: normal }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--back); white-space: normal;
-                                 min-width: 9rem; max-width: 22rem }
-th:first-child { background: var(--soft) }
+                                 min-width: 10rem; max-width: 22rem }
+th:first-child { background: var(--soft); text-align: left }
 figure { margin: 1.4rem 0; overflow-x: auto }
 figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border-radius: 4px }
 figcaption { font-size: 0.88rem; opacity: 0.85; max-width: 48rem }
@@ -82,6 +82,8 @@ class _Embed(Extension):
         self.folder = folder
 
     def extendMarkdown(self, md: markdown.Markdown) -> None:
+        md.preprocessors.deregister("html_block")  # a tag in the text is text: <eos>, say
+        md.inlinePatterns.deregister("html")
         md.treeprocessors.register(_Pictures(md, self.folder), "pictures", 0)
 
 
