@@ -96,6 +96,10 @@ def runner(cache: Path, workers: int, **options: Any) -> Runner:
     return run
 
 
+def _of_arms_that_exist(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: settings for name, settings in found.items() if name in (SFT_STAGE, *TRAINED)}
+
+
 def contrasted(names: Sequence[str], chosen: dict[str, Any]) -> list[str]:
     """The arms of the contrasts that were named beforehand."""
     families = {name: ARMS[name].family for name in names}
@@ -167,7 +171,8 @@ def main(words: Sequence[str] | None = None) -> int:
         known = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
         made = {"code": code_fingerprint(file_of(run_plan)), "scale": vars(scale), "date": f"{date.today()}"}
         about = known.pop("made", {}) | dict.fromkeys(variants, made)
-        chosen = {variant: known.get(variant, {}) | found for variant, found in chosen.items()}
+        there = {variant: _of_arms_that_exist(known.get(variant, {})) for variant in variants}
+        chosen = {variant: there[variant] | found for variant, found in chosen.items()}
         write_json(SEARCH, known | chosen | {"made": about})
         if arguments.search:
             return 0
