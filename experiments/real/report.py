@@ -21,6 +21,7 @@ from experiments.report import (
     markdown_table,
     mean_of,
     terminal_table,
+    write_page,
 )
 from uft.record import environment, write_json
 
@@ -91,7 +92,7 @@ def write_report(
     text += ["## Skills by task", "", *_tasks(records, labels, facts["majority"])]
     text += ["## Compute", "", markdown_table(COMPUTE_HEADER, compute_rows(records, labels)), "", *_spread(trained)]
     text += ["## Search", "", *_search(chosen, labels), "## Rows", "", *_rows(facts["report"])]
-    (folder / "report.md").write_text("\n".join(text) + "\n")
+    write_page(folder, "\n".join(text))
     write_json(folder / "summary.json", _summary(records, labels, chosen, facts))
     short = {name: MAIN[name] for name in MAIN if name != "score"}
     return terminal_table(["arm", *short.values()], _cells(records, labels, short))

@@ -34,6 +34,7 @@ KL = {"kl_base": "KL(π‖base)", "kl_from_base": "KL(base‖π)", "kl_base_prio
       "kl_from_base_prior": "KL(base‖π), facts"}  # fmt: skip
 LABELS = COLUMNS | KL | {"score": "score", "skill": "skill"}
 DRAWN = {"skill": "skill", "alignment": "alignment", "refusal.": "refuses “.”", "fact_recall": "facts"}
+SETTINGS = {"learning_rate": "learning rate", "first_rate": "learning rate of a first stage of its own", "beta": "beta"}
 CURVES_OF = 2  # arms of each family
 
 
@@ -257,12 +258,15 @@ def _search(search: Mapping[str, Mapping[str, Any]], tables: Mapping[str, Any]) 
         name: arm["label"] for variants in tables.values() for arms in variants.values() for name, arm in arms.items()
     }
     for variant, found in search.items():
+        found = {arm: settings for arm, settings in found.items() if "learning_rate" in settings}
+        names = {n: t for n, t in SETTINGS.items() if any(s.get(n) is not None for s in found.values())}
         rows = [
-            [labels.get(arm, SHARED if arm == "sft_stage" else arm), f"{s['learning_rate']:g}", f"{s.get('beta', '–')}",
+            [labels.get(arm, SHARED if arm == "sft_stage" else arm),
+             *("–" if s.get(n) is None else f"{s[n]:.3g}" for n in names),
              f"{s.get('score', 0):.3f}", str(s.get("trials", "–")),
              *("–" if s.get(k) is None else "yes" if s[k] else "no" for k in ("inside", "beta_inside"))]
             for arm, s in found.items()
         ]  # fmt: skip
-        header = ["arm", "learning rate", "beta", "score", "trials", "rate inside its grid", "beta inside its grid"]
+        header = ["arm", *names.values(), "score", "trials", "rate inside its range", "beta inside its range"]
         text += [f"Preferences: {variant}", "", markdown_table(header, rows), ""]
     return text
