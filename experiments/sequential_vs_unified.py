@@ -190,7 +190,7 @@ def main(words: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     print(write_report(arguments.output, found, ARMS, chosen, settings))
     if arguments.results or arguments.full:
-        for path in (p for p in arguments.output.iterdir() if p.suffix in (".md", ".json", ".html", ".png")):
+        for path in (p for p in arguments.output.iterdir() if p.suffix in (".md", ".json", ".png")):
             shutil.copy(path, RESULTS / path.name)
     print(f"{arguments.output}/report.md, summary.json and figures; {(time.monotonic() - start) / 60:.1f} min")
     return 0

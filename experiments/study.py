@@ -20,7 +20,7 @@ from experiments import study_figures
 from experiments.arms import ARMS
 from experiments.lab.training import LabStage, Plan, Scale
 from experiments.lab.world import VALIDATION
-from experiments.report import COLUMNS, by_seed, markdown_table, mean_of, terminal_table
+from experiments.report import COLUMNS, by_seed, markdown_table, mean_of, terminal_table, write_page
 from experiments.runs import SFT_STAGE, Runner, run_sharing
 from experiments.sequential_vs_unified import NORMAL, SEARCH, TOY, VARIANTS, runner
 from experiments.statistics import effect_size, interquartile_mean, paired_difference
@@ -151,7 +151,7 @@ def write_study(
     text += lines
     figure = study_figures.draw(folder, study, points, records)
     text += [line for name in figure for line in (f"![{study.question}]({name})", "")]
-    (folder / "report.md").write_text("\n".join(text))
+    write_page(folder, "\n".join(text))
     summary = {
         "study": study.name, "question": study.question, "equal": study.equal, "seeds": seeds, "scale": vars(scale),
         "points": [

@@ -156,7 +156,8 @@ def lost_by_seed(
     shared = next((supervised(runs) for arm, runs in records.items() if arms[arm].after_sft), {})
     found = {}
     for arm, runs in records.items():
-        before = supervised(runs) if arms[arm].after_sft else shared
+        own = supervised(runs) if len(runs[0]["stages"]) > 1 else {}
+        before = own or shared
         compared = [run for run in runs if run["seed"] in before]
         if compared:
             found[arm] = {
