@@ -11,6 +11,7 @@ from experiments.runs import Settings
 from experiments.search import Space
 
 REPLAY = 0.25  # share of the draws of demonstrations (or as many documents) that a second stage draws again
+DOCUMENTS = 0.2  # share of documents in both stages of the sequence that has them in both
 RANK = 16  # of adapters that are trained apart
 
 Stages = Callable[[Settings, str], tuple[LabStage, ...]]
@@ -80,14 +81,15 @@ def preferences_first(settings: Settings, equal: str) -> tuple[LabStage, ...]:
     )
 
 
-def both_stages(last: Stages) -> Stages:
-    """A supervised stage of the arm's own, whose rate is searched together with the last stage's settings."""
+def both_stages(last: Stages, documents: float = 0.0) -> Stages:
+    """A supervised stage of the arm's own, whose rate is searched together with the last stage's settings; this share of
+    its draws are documents."""
 
     def stages(settings: Settings, equal: str) -> tuple[LabStage, ...]:
         [final] = last(settings, equal)
         # equal examples: what the last stage replays of the demonstrations is not drawn before
-        share = 1.0 - final.demonstrations if equal == "examples" else 1.0
-        return LabStage("sft", "sft", settings["first_rate"], share), final
+        share = 1.0 - (final.demonstrations if equal == "examples" else documents)
+        return LabStage("sft", "sft", settings["first_rate"], share, documents=documents), final
 
     return stages
 
@@ -157,6 +159,13 @@ ARMS: dict[str, Arm] = {
     ),
     "sft_dpo_documents_both": Arm(
         "SFT → DPO + documents, both tuned", both_stages(one_stage("dpo_nll", documents=REPLAY)), BOTH, noisy=NOISY_DPO
+    ),
+    # what joint training has at every step, in the order of the sequence
+    "sft_dpo_all_both": Arm(
+        "SFT + documents → DPO + both replayed, both tuned",
+        both_stages(one_stage("dpo_nll", DOCUMENTS, documents=DOCUMENTS), DOCUMENTS),
+        BOTH,
+        noisy=NOISY_DPO,
     ),
     "dpo_sft": Arm(
         "DPO → SFT",

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.arms import ARMS, RANK, REPLAY, TRAINED, with_beta
+from experiments.arms import ARMS, DOCUMENTS, RANK, REPLAY, TRAINED, with_beta
 from experiments.lab.training import Scale, design_flops, run_plan
 from experiments.runs import SFT_STAGE
 from experiments.search import TRIALS, designed
@@ -118,7 +118,8 @@ def test_equal_examples_of_each_kind():
         stages = [branch for stage in stages for branch in stage.parallel or (stage,)]
         assert sum(stage.demonstrations for stage in stages) == pytest.approx(1.0), name
         assert sum(stage.preferences for stage in stages) == pytest.approx(1.0), name
-        assert sum(stage.documents for stage in stages) == (REPLAY if "documents" in name else 0.0)
+        replayed = {"sft_dpo_all_both": 2 * DOCUMENTS}.get(name, REPLAY if "documents" in name else 0.0)
+        assert sum(stage.documents for stage in stages) == replayed
         assert all(stage.budget == "examples" for stage in stages)
 
 
