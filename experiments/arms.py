@@ -82,8 +82,10 @@ def preferences_first(settings: Settings, equal: str) -> tuple[LabStage, ...]:
 
 
 def both_stages(last: Stages, documents: float = 0.0) -> Stages:
-    """A supervised stage of the arm's own, whose rate is searched together with the last stage's settings; this share of
-    its draws are documents."""
+    """A supervised stage of the arm's own, whose rate is searched together with the last stage's settings.
+
+    documents   their share of its draws
+    """
 
     def stages(settings: Settings, equal: str) -> tuple[LabStage, ...]:
         [final] = last(settings, equal)
@@ -162,7 +164,7 @@ ARMS: dict[str, Arm] = {
     ),
     # what joint training has at every step, in the order of the sequence
     "sft_dpo_all_both": Arm(
-        "SFT + documents → DPO + both replayed, both tuned",
+        "SFT → DPO, documents in both, both tuned",
         both_stages(one_stage("dpo_nll", DOCUMENTS, documents=DOCUMENTS), DOCUMENTS),
         BOTH,
         noisy=NOISY_DPO,
