@@ -34,7 +34,8 @@ from experiments.runs import Runner, run_sharing, search
 RESULTS = Path(__file__).parent / "results" / "exact_paths"
 NORMAL = Scale(steps=160, base_steps=400, batch_size=32, points=8)
 TOY = Scale(steps=6, base_steps=4, batch_size=8, points=3, width=16)
-RATES, DEFAULT_RATE = (1e-3, 3e-3, 9e-3), 3e-3
+# a second stage wants smaller steps, so as not to leave at once what the first has reached
+RATES, SECOND_RATES, DEFAULT_RATE = (1e-3, 3e-3, 9e-3), (1e-4, 3e-4, 1e-3), 1e-3
 SEARCH_SEED = 5
 # the joint objective at equal weights against both orders, and against the control
 CONTRASTS = (("joint_50", "sft_dpo"), ("joint_50", "sft_dpo_base"), ("joint_50", "dpo_sft"), ("joint_50", "sft_chosen"))
@@ -57,6 +58,7 @@ class Arm:
     family   control, sequential, joint or other
     judged   by what its learning rate is chosen
     like     the arm whose learning rate it takes over instead
+    rates    of the search
     """
 
     label: str
@@ -64,6 +66,7 @@ class Arm:
     stages: Stages
     judged: str = "ideal"
     like: str | None = None
+    rates: tuple[float, ...] = RATES
 
 
 def alone(name: str, preset: str, demonstrations: float, preferences: float, share: float = 1.0, **more: Any) -> Stages:
@@ -104,10 +107,16 @@ ARMS: dict[str, Arm] = {
     "dpo": Arm("DPO", "control", alone("dpo", "dpo", 0.0, 1.0), "dpo"),
     "sft_chosen": Arm("SFT on demonstrations + chosen", "control", alone("sft", "sft_chosen", 0.5, 0.5)),
     "sft_dpo": Arm(
-        "SFT → DPO", "sequential", in_turn("sft", alone("dpo", "dpo", 0.0, 1.0, 0.5, reference="start"))
+        "SFT → DPO", "sequential", in_turn("sft", alone("dpo", "dpo", 0.0, 1.0, 0.5, reference="start")),
+        rates=SECOND_RATES,
     ),
-    "sft_dpo_base": Arm("SFT → DPO, reference: base", "sequential", in_turn("sft", alone("dpo", "dpo", 0.0, 1.0, 0.5))),
-    "dpo_sft": Arm("DPO → SFT", "sequential", in_turn("dpo", alone("sft", "sft", 1.0, 0.0, 0.5))),
+    "sft_dpo_base": Arm(
+        "SFT → DPO, reference: base", "sequential", in_turn("sft", alone("dpo", "dpo", 0.0, 1.0, 0.5)),
+        rates=SECOND_RATES,
+    ),
+    "dpo_sft": Arm(
+        "DPO → SFT", "sequential", in_turn("dpo", alone("sft", "sft", 1.0, 0.0, 0.5)), rates=SECOND_RATES
+    ),
     "joint_25": Arm("DPO + NLL, weight 0.25", "joint", joint(0.25), like="joint_50"),
     "joint_50": Arm("DPO + NLL, weight 0.5", "joint", joint(0.5)),
     "joint_75": Arm("DPO + NLL, weight 0.75", "joint", joint(0.75), like="joint_50"),
@@ -132,9 +141,10 @@ def tuned(
     def trial(name: str, seed: int, settings: Mapping[str, float]) -> Plan:
         return plan_of(name, seed, settings["learning_rate"], found)
 
-    grid = [{"learning_rate": rate} for rate in RATES]
-    for group in (("sft", "dpo"), [n for n in names if n not in ("sft", "dpo") and ARMS[n].like is None]):
-        found |= search({name: grid for name in group}, (SEARCH_SEED,), trial, judge, run, "learning rates")
+    wanted = dict.fromkeys(ARMS[name].like or name for name in names)
+    for group in (("sft", "dpo"), [name for name in wanted if name not in ("sft", "dpo")]):
+        grids = {name: [{"learning_rate": rate} for rate in ARMS[name].rates] for name in group}
+        found |= search(grids, (SEARCH_SEED,), trial, judge, run, "learning rates")
     return found | {name: found[ARMS[name].like] for name in names if ARMS[name].like}
 
 
