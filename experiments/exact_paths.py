@@ -5,7 +5,8 @@ demonstrations and preferences are known, so every policy on the way of a traini
 
 Arms      see ARMS: likelihood alone, DPO alone, the control that needs no preference method (likelihood of
           demonstrations and chosen answers), both orders of the two, joint DPO + likelihood at four weights, ALRIGHT,
-          MAXRIGHT, and pointwise losses
+          MAXRIGHT, and pointwise losses; beside them the joint objective descended by its exact gradient, which is
+          what the transformer can reach without the noise of samples
 Equal     base weights, optimiser steps, examples drawn (half of each kind where an arm uses both), none of them twice
 Unequal   FLOPs, stated; ALRIGHT and MAXRIGHT leave the examples of the resting term unused
 Tuned     the learning rate, three trials for every arm on a seed of its own, by ideal distance at the end (SFT and DPO
@@ -21,10 +22,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.exact_limit import RATE, STEPS, run_limit
 from experiments.exact_report import About, Truth, judged, write_report
 from experiments.jobs import Job, run_jobs
 from experiments.lab.enumerable.paths import PathStage, Plan, Scale, run_base, run_plan
@@ -129,6 +131,9 @@ ARMS: dict[str, Arm] = {
 }  # fmt: skip
 
 
+LIMIT = Arm("weight 0.5, exact gradient", "limit", joint(0.5), like="joint_50")  # its learning rate is fixed
+
+
 def tuned(
     names: Sequence[str], plan_of: Callable[[str, int, float, Mapping], Plan], truth: Truth, run: Runner
 ) -> dict[str, Any]:
@@ -163,6 +168,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", action="store_true", help="also copy what is written into experiments/results")
     parser.add_argument("--seeds", type=int, nargs="+", help="default 0 1 2")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS))
+    parser.add_argument("--steps", type=int, help="of every arm; also how many examples there are")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/exact_paths"))
     parser.add_argument("--cache", type=Path, help="default <output>/cache")
@@ -170,6 +176,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.quick and arguments.results:
         parser.error("--quick is a toy: it does not go with --results")
     start, world, scale = time.monotonic(), World(), TOY if arguments.quick else NORMAL
+    scale = replace(scale, steps=arguments.steps or scale.steps)
     cache = arguments.cache or arguments.output / "cache"
     seeds, names = arguments.seeds or ([0] if arguments.quick else [0, 1, 2]), arguments.arms or list(ARMS)
 
@@ -193,7 +200,12 @@ def main(words: Sequence[str] | None = None) -> int:
     ]
     results = iter(run_sharing(plans, run, "paths"))
     records = {name: [next(results) for _ in seeds] for name in names}
-    about = About(world, scale, base, ARMS, CONTRASTS, found, SEARCH_SEED)
+    if "joint_50" in names:
+        limit = {"world": world, "scale": scale, "cache": str(cache), "weight": 0.5}
+        job = Job("exact gradient", run_limit, limit | {"steps": 3 if arguments.quick else STEPS})
+        records["limit"] = run_jobs([job], cache, workers=1, title="what the transformer can reach")
+        found["limit"] = {"learning_rate": RATE}
+    about = About(world, scale, base, ARMS | {"limit": LIMIT}, CONTRASTS, found, SEARCH_SEED)
     print(write_report(arguments.output, about, truth, records))
     if arguments.results:
         RESULTS.mkdir(parents=True, exist_ok=True)

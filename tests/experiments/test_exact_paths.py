@@ -79,17 +79,17 @@ def test_the_experiment_runs(tmp_path, monkeypatch):
     arms = ["sft", "sft_dpo", "joint_50", "maxright", "kto_nll"]
     assert exact_paths.main(["--quick", "--output", str(tmp_path), "--arms", *arms]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert list(summary["arms"]) == arms and summary["scale"]["steps"] == TOY.steps
+    assert list(summary["arms"]) == [*arms, "limit"] and summary["scale"]["steps"] == TOY.steps
     base = summary["base"]
     for name, arm in summary["arms"].items():
         (path,) = arm["paths"]
         assert path[0]["sft"] == pytest.approx(base["sft"]) and path[0]["kl_base"] == pytest.approx(0, abs=1e-12)
         assert path[0]["dpo"] == pytest.approx(np.log(2))
         assert [point.get("boundary") for point in path].count(True) == (name == "sft_dpo")
-        assert arm["measures"]["front"]["mean"] > 0 and arm["compute"][0]["flops"] > 0
+        assert arm["measures"]["front"]["mean"] > 0 and (name == "limit" or arm["compute"][0]["flops"] > 0)
         assert arm["measures"]["closest"]["mean"] <= arm["measures"]["ideal"]["mean"]
     text = (tmp_path / "report.md").read_text()
-    assert "SFT → DPO" in text and "Of the sequential arms" in text and "paired by seed" in text
+    assert "The transformer itself" in text and "Of the sequential arms" in text and "paired by seed" in text
     for name in ("losses", "reward", "kl"):
         assert f"({name}.png)" in text
         assert np.ptp(image.imread(tmp_path / f"{name}.png")[..., :3]) > 0.5
