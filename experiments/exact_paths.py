@@ -5,7 +5,8 @@ demonstrations and preferences are known, so every policy on the way of a traini
 
 Arms      see ARMS: likelihood alone, DPO alone, the control that needs no preference method (likelihood of
           demonstrations and chosen answers), both orders of the two, joint DPO + likelihood at four weights, ALRIGHT,
-          MAXRIGHT, and pointwise losses
+          MAXRIGHT, and pointwise losses; beside them the joint objective descended by its exact gradient, which is
+          what the transformer can reach without the noise of samples
 Equal     base weights, optimiser steps, examples drawn (half of each kind where an arm uses both), none of them twice
 Unequal   FLOPs, stated; ALRIGHT and MAXRIGHT leave the examples of the resting term unused
 Tuned     the learning rate, three trials for every arm on a seed of its own, by ideal distance at the end (SFT and DPO
@@ -21,10 +22,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.exact_limit import RATE, STEPS, run_limit
 from experiments.exact_report import About, Truth, judged, write_report
 from experiments.jobs import Job, run_jobs
 from experiments.lab.enumerable.paths import PathStage, Plan, Scale, run_base, run_plan
@@ -34,7 +36,8 @@ from experiments.runs import Runner, run_sharing, search
 RESULTS = Path(__file__).parent / "results" / "exact_paths"
 NORMAL = Scale(steps=160, base_steps=400, batch_size=32, points=8)
 TOY = Scale(steps=6, base_steps=4, batch_size=8, points=3, width=16)
-RATES, DEFAULT_RATE = (1e-3, 3e-3, 9e-3), 3e-3
+# a second stage wants smaller steps, so as not to leave at once what the first has reached
+RATES, SECOND_RATES, DEFAULT_RATE = (1e-3, 3e-3, 9e-3), (1e-4, 3e-4, 1e-3), 1e-3
 SEARCH_SEED = 5
 # the joint objective at equal weights against both orders, and against the control
 CONTRASTS = (("joint_50", "sft_dpo"), ("joint_50", "sft_dpo_base"), ("joint_50", "dpo_sft"), ("joint_50", "sft_chosen"))
@@ -57,6 +60,7 @@ class Arm:
     family   control, sequential, joint or other
     judged   by what its learning rate is chosen
     like     the arm whose learning rate it takes over instead
+    rates    of the search
     """
 
     label: str
@@ -64,6 +68,7 @@ class Arm:
     stages: Stages
     judged: str = "ideal"
     like: str | None = None
+    rates: tuple[float, ...] = RATES
 
 
 def alone(name: str, preset: str, demonstrations: float, preferences: float, share: float = 1.0, **more: Any) -> Stages:
@@ -104,10 +109,16 @@ ARMS: dict[str, Arm] = {
     "dpo": Arm("DPO", "control", alone("dpo", "dpo", 0.0, 1.0), "dpo"),
     "sft_chosen": Arm("SFT on demonstrations + chosen", "control", alone("sft", "sft_chosen", 0.5, 0.5)),
     "sft_dpo": Arm(
-        "SFT → DPO", "sequential", in_turn("sft", alone("dpo", "dpo", 0.0, 1.0, 0.5, reference="start"))
+        "SFT → DPO", "sequential", in_turn("sft", alone("dpo", "dpo", 0.0, 1.0, 0.5, reference="start")),
+        rates=SECOND_RATES,
     ),
-    "sft_dpo_base": Arm("SFT → DPO, reference: base", "sequential", in_turn("sft", alone("dpo", "dpo", 0.0, 1.0, 0.5))),
-    "dpo_sft": Arm("DPO → SFT", "sequential", in_turn("dpo", alone("sft", "sft", 1.0, 0.0, 0.5))),
+    "sft_dpo_base": Arm(
+        "SFT → DPO, reference: base", "sequential", in_turn("sft", alone("dpo", "dpo", 0.0, 1.0, 0.5)),
+        rates=SECOND_RATES,
+    ),
+    "dpo_sft": Arm(
+        "DPO → SFT", "sequential", in_turn("dpo", alone("sft", "sft", 1.0, 0.0, 0.5)), rates=SECOND_RATES
+    ),
     "joint_25": Arm("DPO + NLL, weight 0.25", "joint", joint(0.25), like="joint_50"),
     "joint_50": Arm("DPO + NLL, weight 0.5", "joint", joint(0.5)),
     "joint_75": Arm("DPO + NLL, weight 0.75", "joint", joint(0.75), like="joint_50"),
@@ -118,6 +129,9 @@ ARMS: dict[str, Arm] = {
     "una_nll": Arm("UNA + NLL, weight 0.5", "other", joint(0.5, preset="uft_nll", loss="una_mse")),
     "kto_nll": Arm("KTO + NLL, weight 0.5", "other", joint(0.5, preset="uft_nll", loss="kto")),
 }  # fmt: skip
+
+
+LIMIT = Arm("weight 0.5, exact gradient", "limit", joint(0.5), like="joint_50")  # its learning rate is fixed
 
 
 def tuned(
@@ -132,9 +146,10 @@ def tuned(
     def trial(name: str, seed: int, settings: Mapping[str, float]) -> Plan:
         return plan_of(name, seed, settings["learning_rate"], found)
 
-    grid = [{"learning_rate": rate} for rate in RATES]
-    for group in (("sft", "dpo"), [n for n in names if n not in ("sft", "dpo") and ARMS[n].like is None]):
-        found |= search({name: grid for name in group}, (SEARCH_SEED,), trial, judge, run, "learning rates")
+    wanted = dict.fromkeys(ARMS[name].like or name for name in names)
+    for group in (("sft", "dpo"), [name for name in wanted if name not in ("sft", "dpo")]):
+        grids = {name: [{"learning_rate": rate} for rate in ARMS[name].rates] for name in group}
+        found |= search(grids, (SEARCH_SEED,), trial, judge, run, "learning rates")
     return found | {name: found[ARMS[name].like] for name in names if ARMS[name].like}
 
 
@@ -153,6 +168,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", action="store_true", help="also copy what is written into experiments/results")
     parser.add_argument("--seeds", type=int, nargs="+", help="default 0 1 2")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS))
+    parser.add_argument("--steps", type=int, help="of every arm; also how many examples there are")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/exact_paths"))
     parser.add_argument("--cache", type=Path, help="default <output>/cache")
@@ -160,6 +176,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.quick and arguments.results:
         parser.error("--quick is a toy: it does not go with --results")
     start, world, scale = time.monotonic(), World(), TOY if arguments.quick else NORMAL
+    scale = replace(scale, steps=arguments.steps or scale.steps)
     cache = arguments.cache or arguments.output / "cache"
     seeds, names = arguments.seeds or ([0] if arguments.quick else [0, 1, 2]), arguments.arms or list(ARMS)
 
@@ -183,7 +200,12 @@ def main(words: Sequence[str] | None = None) -> int:
     ]
     results = iter(run_sharing(plans, run, "paths"))
     records = {name: [next(results) for _ in seeds] for name in names}
-    about = About(world, scale, base, ARMS, CONTRASTS, found, SEARCH_SEED)
+    if "joint_50" in names:
+        limit = {"world": world, "scale": scale, "cache": str(cache), "weight": 0.5}
+        job = Job("exact gradient", run_limit, limit | {"steps": 3 if arguments.quick else STEPS})
+        records["limit"] = run_jobs([job], cache, workers=1, title="what the transformer can reach")
+        found["limit"] = {"learning_rate": RATE}
+    about = About(world, scale, base, ARMS | {"limit": LIMIT}, CONTRASTS, found, SEARCH_SEED)
     print(write_report(arguments.output, about, truth, records))
     if arguments.results:
         RESULTS.mkdir(parents=True, exist_ok=True)

@@ -124,6 +124,10 @@ def write_report(folder: Path, about: About, truth: Truth, records: Records) -> 
     exact_figures.reward_paths(folder / "reward.png", paths, labels, families, truth.rewards)
     exact_figures.kl_ends(folder / "kl.png", paths, labels, families, truth.kl)
     text += [line for name, title in FIGURES.items() for line in (f"![{title}]({name}.png)", "")]
+    text += [
+        "Thick lines are means over seeds, hollow marks the end of a first stage; ways that leave a panel are cut.",
+        "",
+    ]
     text += ["## Learning rates", "", *_searched(records, about)]
     (folder / "report.md").write_text("\n".join(text) + "\n")
     summary = {
@@ -153,7 +157,8 @@ def write_report(folder: Path, about: About, truth: Truth, records: Records) -> 
 def _cost(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     rates = " → ".join(f"{stage['learning_rate']:g}" for stage in runs[0]["stages"])
     steps = sum(stage["steps"] for stage in runs[0]["stages"])
-    return rates, f"{steps:,}", f"{np.mean([run['compute']['flops'] for run in runs]) / 1e9:.1f}"
+    flops = [run["compute"]["flops"] for run in runs if run["compute"]]
+    return rates, f"{steps:,}", f"{np.mean(flops) / 1e9:.1f}" if flops else "–"
 
 
 def _description(about: About, front: Front) -> str:
@@ -220,6 +225,13 @@ def _in_words(by_seed: BySeed, labels: Mapping[str, str], families: Mapping[str,
                 f"{of(best, 'avoidable'):.3f} of them avoidably; stopped by an oracle, {labels[near]} comes nearest "
                 f"({of(near, 'closest'):.3f})."
             )
+    for name in by_seed:
+        if families[name] == "limit":
+            text.append(
+                f"The transformer itself, descended by the exact gradient ({labels[name]}), ends "
+                f"{of(name, 'front'):.3f} from the front and {of(name, 'ideal'):.3f} from the ideal point: what arms "
+                "that see samples are farther away at this weight is due to these and to the number of steps."
+            )
     return " ".join(text)
 
 
@@ -238,5 +250,9 @@ def _searched(records: Records, about: About) -> list[str]:
             )
     if not rows:
         return ["Not searched: every arm has the default."]
-    note = f"Of the last stage, on seed {about.search_seed}, by what the arm is judged by; smaller is better."
+    note = (
+        f"Of the last stage, on seed {about.search_seed}, by what the arm is judged by; smaller is better. The first stage "
+        "of a sequence has the rate that is best for that stage at full length, not tuned at half. Sequences were first "
+        "tried at 0.001, 0.003 and 0.009 and then moved to smaller rates, so that they have had two trials more."
+    )
     return [note, "", markdown_table(["arm", "chosen", "inside the grid", "judged by", "trials"], rows)]

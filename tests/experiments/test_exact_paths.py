@@ -57,13 +57,13 @@ def test_sequences_are_tuned_after_what_they_begin_with(monkeypatch):
         return Plan(ARMS[name].stages(rate, CHOSEN._replace(rates=rates)), seed, NORMAL, World())
 
     def run(plans, title, keep_last):
-        # the middle rate is best for whatever judges
-        gap = [abs(plan.stages[-1].learning_rate - RATES[1]) for _, plan in plans]
+        # 1e-3 is best for whatever judges
+        gap = [abs(plan.stages[-1].learning_rate - 1e-3) for _, plan in plans]
         return [{"measures": {"sft": g, "dpo": g, "ideal": g}} for g in gap]
 
     monkeypatch.setattr(exact_paths, "judged", lambda truth, measures: {})
     found = tuned(["sft", "dpo", "sft_dpo", "joint_50", "joint_75"], plan_of, None, run)
-    assert {arm: chosen["learning_rate"] for arm, chosen in found.items()} == dict.fromkeys(found, RATES[1])
+    assert {arm: chosen["learning_rate"] for arm, chosen in found.items()} == dict.fromkeys(found, 1e-3)
     assert set(asked[: 2 * len(RATES)]) == {"sft", "dpo"} and "joint_75" not in asked
     assert found["joint_75"] == found["joint_50"] and found["sft_dpo"]["trials"] == len(RATES)
 
@@ -79,17 +79,17 @@ def test_the_experiment_runs(tmp_path, monkeypatch):
     arms = ["sft", "sft_dpo", "joint_50", "maxright", "kto_nll"]
     assert exact_paths.main(["--quick", "--output", str(tmp_path), "--arms", *arms]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert list(summary["arms"]) == arms and summary["scale"]["steps"] == TOY.steps
+    assert list(summary["arms"]) == [*arms, "limit"] and summary["scale"]["steps"] == TOY.steps
     base = summary["base"]
     for name, arm in summary["arms"].items():
         (path,) = arm["paths"]
         assert path[0]["sft"] == pytest.approx(base["sft"]) and path[0]["kl_base"] == pytest.approx(0, abs=1e-12)
         assert path[0]["dpo"] == pytest.approx(np.log(2))
         assert [point.get("boundary") for point in path].count(True) == (name == "sft_dpo")
-        assert arm["measures"]["front"]["mean"] > 0 and arm["compute"][0]["flops"] > 0
+        assert arm["measures"]["front"]["mean"] > 0 and (name == "limit" or arm["compute"][0]["flops"] > 0)
         assert arm["measures"]["closest"]["mean"] <= arm["measures"]["ideal"]["mean"]
     text = (tmp_path / "report.md").read_text()
-    assert "SFT → DPO" in text and "Of the sequential arms" in text and "paired by seed" in text
+    assert "The transformer itself" in text and "Of the sequential arms" in text and "paired by seed" in text
     for name in ("losses", "reward", "kl"):
         assert f"({name}.png)" in text
         assert np.ptp(image.imread(tmp_path / f"{name}.png")[..., :3]) > 0.5

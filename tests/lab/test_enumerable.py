@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from listed import model_of, within
 
 from experiments.lab.enumerable import exact
 from experiments.lab.enumerable.optimum import (
@@ -16,7 +16,7 @@ from experiments.lab.enumerable.optimum import (
     pointwise_optimum,
     reward_front,
 )
-from experiments.lab.enumerable.policy import config_of, enumerated, policy_of, tokenizer_of
+from experiments.lab.enumerable.policy import enumerated, policy_of, tokenizer_of
 from experiments.lab.enumerable.world import EOS, World
 from experiments.lab.measures import divergence, logp
 from uft import losses
@@ -28,17 +28,6 @@ from uft.presets import make_objective
 WORLD = World()
 SMALL = World(letters="ab")
 BETA = 0.3
-
-
-def model_of(world, seed, spread=0.3):
-    """A transformer that is far from uniform, as trained ones are."""
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config_of(world, width=16))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, spread)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -340,14 +329,6 @@ def test_distances_to_a_front():
 # ---- estimators from samples ----
 
 
-def within(values, expected, errors=4.5):
-    """The mean of independent values is within so many standard errors of what it estimates."""
-    values = torch.as_tensor(values).double()
-    error = values.std() / math.sqrt(len(values))
-    assert abs(values.mean() - float(expected)) < errors * error, (values.mean(), expected, error)
-    assert error < 0.1 * abs(float(expected)), "too few samples to see anything"
-
-
 @pytest.fixture(scope="module")
 def listed(policy, reference):
     return policy_of(policy, WORLD), policy_of(reference, WORLD)
@@ -386,7 +367,7 @@ def test_kl_along_samples_converges_to_the_exact_one(policy, reference, listed):
     assert scored.reverse_kl.sum().item() / scored.length.sum().item() == pytest.approx(reverse, rel=0.03)
 
 
-@pytest.mark.parametrize("spec, expected", {
+LOSSES = {
     "sft": ("sft", lambda a, b: exact.sft_loss(WORLD, a)),
     "dpo": ({"preset": "dpo", "beta": BETA}, lambda a, b: exact.pairwise_loss(WORLD, a, b, BETA)),
     "ipo": ({"preset": "ipo", "beta": BETA}, lambda a, b: exact.pairwise_loss(WORLD, a, b, BETA, losses.ipo)),
@@ -396,8 +377,12 @@ def test_kl_along_samples_converges_to_the_exact_one(policy, reference, listed):
                 lambda a, b: exact.pointwise_loss(WORLD, a, b, BETA, losses.una_bce)),
     "joint": ({"preset": "dpo_nll", "beta": BETA, "sft_weight": 0.3, "preference_weight": 0.7},
               lambda a, b: 0.3 * exact.sft_loss(WORLD, a) + 0.7 * exact.pairwise_loss(WORLD, a, b, BETA)),
-}.values(), ids=lambda value: None if callable(value) else str(value)[:12])  # fmt: skip
-def test_losses_of_samples_converge_to_population_losses(spec, expected, policy, reference, listed):
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_samples_converge_to_population_losses(name, policy, reference, listed):
+    spec, expected = LOSSES[name]
     objective = make_objective(spec)
     found = []
     for seed in range(8):
