@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -253,7 +254,8 @@ def curves(
         for at, point in zip(x, points):
             if point.get("boundary"):
                 panel.axvline(at, color="#999999", lw=0.8, ls="--")
-        panel.set_title(labels[arm], loc="left", color=family_styles(families)[families[arm]].colour, fontsize=9)
+        name = textwrap.fill(labels[arm], 30)  # no wider than the panel
+        panel.set_title(name, loc="left", color=family_styles(families)[families[arm]].colour, fontsize=9)
         panel.set_ylim(-0.03, 1.03)
     for position, panel in enumerate(panels.flat):
         panel.set_visible(position < len(arms))
