@@ -2,7 +2,8 @@
 
 Arms      DPO after the shared supervised stage, with a replayed term that gets the weight lambda / (1 + lambda) and DPO
           1 / (1 + lambda): lambda constant, or the multiplier of a forgetting budget (uft/balance.py), measured every
-          few steps on data that training never draws
+          few steps: likelihood of demonstrations on strings that training never draws, that of facts on facts which
+          the replayed documents hold too, as pretraining did
 Budgets   two, each a rise above what the supervised stage ends with: held-out likelihood of demonstrations, kept by
           replaying demonstrations; likelihood of facts that were known before, kept by replaying documents
 Equal     base weights, seeds, data, draws.  What measuring costs is in the table of FLOPs

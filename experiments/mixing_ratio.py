@@ -1,7 +1,8 @@
 """How many demonstrations to a preference?  The question of Tables 4 to 6 of Wang et al. 2024, at equal compute.
 
 Arms      joint stages (DPO + likelihood, UFT) and the sequence (supervised stage, then DPO with replay) whose draws are
-          mixed in the paper's ratios, 16k to 260k demonstrations for 20k preferences
+          mixed in the paper's ratios, 16k to 260k demonstrations for 20k preferences; of the sequence's demonstrations
+          a quarter is drawn by the second stage, as replay, and counts in the ratio
 Equal     base weights, seeds, data, FLOPs; so more demonstrations mean fewer preferences, where the paper trained
           longer
 Unequal   learning rates and betas are those tuned at a ratio of 3, and were not tuned again
@@ -15,11 +16,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from experiments.arms import REPLAY
 from experiments.lab.training import LabStage, Plan, Scale
 from experiments.sequential_vs_unified import VARIANTS
 from experiments.study import Point, Study, last_stage, main, supervised
 
 RATIOS = (0.8, 1.6, 3.0, 6.5, 13.0)  # demonstrations drawn for each preference drawn
+COST = 2.7  # FLOPs of a preference with its reference, in those of a demonstration
 
 
 def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
@@ -36,11 +39,12 @@ def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
 
 
 def _sequence(chosen: Mapping[str, Any], ratio: float, scale: Scale) -> tuple[LabStage, LabStage]:
-    """The supervised stage takes the share of compute that its draws cost: a preference costs about three of them."""
-    cost = 3.1
-    whole = scale.sft_draws + cost * scale.preference_draws
-    draws = whole * ratio / (ratio + cost)
-    return supervised(chosen, draws / scale.sft_draws), last_stage("sft_dpo_replay", chosen)
+    """All demonstrations of the ratio, for what the design costs, less those that the second stage replays."""
+    whole = scale.sft_draws + COST * scale.preference_draws
+    preferences = whole / (ratio + COST)
+    replayed = REPLAY * ratio * scale.preference_draws / scale.sft_draws  # to all of the design's preferences
+    first = (1 - REPLAY) * ratio * preferences / scale.sft_draws
+    return supervised(chosen, first), last_stage("sft_dpo_replay", chosen, demonstrations=replayed)
 
 
 def _plan(stages: tuple[LabStage, ...], scale: Scale, seed: int) -> Plan:

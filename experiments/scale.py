@@ -73,7 +73,7 @@ STUDIES = (MODEL, DATA_SIZE)
 
 
 def run(words: Sequence[str] | None = None) -> int:
-    return max(main(study, words, __doc__) for study in STUDIES)
+    return max(main(study, words, __doc__, several=True) for study in STUDIES)
 
 
 if __name__ == "__main__":

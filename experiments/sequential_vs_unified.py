@@ -1,10 +1,11 @@
 """Does one joint stage forget less than supervised fine-tuning followed by preference training?
 
 Arms      see experiments/arms.py: the base, likelihood alone, preference training after the supervised stage in six
-          forms and with two kinds of replay, the reverse order, adapters trained apart and added up, nine joint
+          forms and with two kinds of replay, the reverse order, adapters trained apart and added up, ten joint
           objectives, and the control that needs no preference method (likelihood on demonstrations and chosen answers)
-Equal     base weights, seeds, data, trials; FLOPs within 2 % with reference passes counted (first table), examples of
-          each kind (second table, first form of preferences; SFT only has no use for them)
+Equal     base weights, seeds, data, trials; FLOPs within 2 % with reference passes counted (first table; ALRIGHT and
+          MAXRIGHT, whose cost is only expected beforehand, within 6 %), examples of each kind (second table, first form
+          of preferences; SFT only has no use for them)
 Unequal   optimiser steps, stated in both tables
 Named     beforehand, and run on ten seeds: the best joint arm against the best sequential arm, and against likelihood
           on demonstrations and chosen answers; best by the search, which uses other base models and other prompts
@@ -180,6 +181,12 @@ def main(words: Sequence[str] | None = None) -> int:
         known = json.loads(SEARCH.read_text())
         if missing := [variant for variant in variants if variant not in known]:
             parser.error(f"no settings were searched for {', '.join(missing)}; first: --search --variants ...")
+        for variant in variants:
+            wanted = [name for name in (SFT_STAGE, *names) if name == SFT_STAGE or name in TRAINED]
+            if missing := [name for name in wanted if name not in known[variant]]:
+                parser.error(
+                    f"no settings were searched for {', '.join(missing)} ({variant}); first: --search --arms ..."
+                )
         chosen = {variant: known[variant] for variant in variants}
     for variant in variants if arguments.sft_stage else ():
         chosen[variant][SFT_STAGE] |= {"learning_rate": arguments.sft_stage, "inside": None}
@@ -213,9 +220,10 @@ def describe(scale: Scale, seeds: Sequence[int], more: Sequence[int], chosen: di
         "table. The arms that begin with a supervised stage share it, per seed. Every arm's settings, and those of the "
         f"shared stage, had {TRIALS} trials on seed {SEARCH_SEEDS[0]}, the best {FINALISTS} of which were tried again "
         f"on seeds {', '.join(map(str, SEARCH_SEEDS[1:]))}; the mean over all decided. {at_edge}\n\n"
-        "The search has base models of its own and is scored on other prompts and other facts than those reported; "
-        "no string of either was ever in a training row. ALRIGHT and MAXRIGHT train one kind of feedback in each step: "
-        "what they draw for the other one rests, so that they draw about twice of what they train on."
+        "The search has base models of its own and is scored on other prompts and other facts than those reported; no "
+        "string of a prompt was ever in a training row. Facts were, in pretraining; and arms that replay documents are "
+        "trained on them again, those that are asked about among them. ALRIGHT and MAXRIGHT train one kind of feedback "
+        "in each step: what they draw for the other one rests, so that they draw about twice of what they train on."
     )
 
 

@@ -94,7 +94,10 @@ def stages_of(arm: str, chosen: Mapping[str, Any], **changes: Any) -> tuple[LabS
     return (*first, last_stage(arm, chosen, **changes))
 
 
-def main(study: Study, words: Sequence[str] | None = None, description: str | None = None) -> int:
+def main(
+    study: Study, words: Sequence[str] | None = None, description: str | None = None, *, several: bool = False
+) -> int:
+    """`several`: other studies are given the same words, so that --output is the folder of their folders."""
     parser = argparse.ArgumentParser(
         description=description or study.question, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -108,6 +111,8 @@ def main(study: Study, words: Sequence[str] | None = None, description: str | No
     if arguments.quick and arguments.results:
         parser.error("--quick is a toy: it does not go with --results")
     start, output = time.monotonic(), arguments.output or Path("runs") / study.name
+    if several and arguments.output:
+        output /= study.name
     seeds = arguments.seeds or ([0] if arguments.quick else [0, 1, 2])
     scale = TOY if arguments.quick else NORMAL
     settings, tuned = chosen_settings(), {}

@@ -51,8 +51,8 @@ def runs_of(results: Sequence[Result]) -> tuple[list[Run], dict[str, int]]:
                 found.append(run)
             else:
                 lacking[result.name] += 1
-    # experiments share runs: the same plan is trained once and stands in the results of each
-    once = {(r.world, r.method, r.seed, r.forgotten, *r.kl.values()): r for r in reversed(found)}
+    # experiments share runs: the same plan is trained once and stands in the results of each, perhaps by another name
+    once = {(r.world, r.seed, r.forgotten, *r.kl.values()): r for r in reversed(found)}
     return list(once.values())[::-1], dict(lacking)
 
 

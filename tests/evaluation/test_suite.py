@@ -129,6 +129,40 @@ def test_other_samples_are_refused(case, base):
         evaluate(tiny_model(TOKENIZER, 2), TOKENIZER, config(**changes), tiny_model(TOKENIZER, 1), before=before)
 
 
+def _sums(**options):
+    verifiable = {name: dict(each) for name, each in ALL["verifiable"].items()}
+    verifiable["sums"] |= options
+    return {"verifiable": verifiable}
+
+
+OTHER_WAYS = {
+    "a temperature": ({"generation": {"max_new_tokens": 6, "temperature": 1.0}}, "generation: .*temperature 0.0 .*1.0"),
+    "less room": ({"generation": {"max_new_tokens": 3}}, "generation: .*max_new_tokens 6 and .*3"),
+    "another check": (_sums(verify="exact"), "verifiable.sums: .*verify 'number' and .*'exact'"),
+    "options": (_sums(options=4), "verifiable.sums: .*options None and .*4"),
+    "chat": (_sums(chat=True), "verifiable.sums: .*chat False and .*True"),
+    "to be refused": ({"refusals": {"mixed": ALL["refusals"]["mixed"] | {"should_refuse": False}}},
+                      "refusals.mixed: .*should_refuse None and .*False"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_WAYS)
+def test_other_ways_to_ask_and_to_judge_are_refused_before_the_model_runs(case, base, monkeypatch):
+    """Or the same model would have forgotten something."""
+    monkeypatch.setattr("uft.evaluation.suite.Measuring", None)
+    monkeypatch.setattr("uft.evaluation.suite.read_data", lambda *_: read_data(config(), TOKENIZER))
+    changes, message = OTHER_WAYS[case]
+    with pytest.raises(ValueError, match=message):
+        evaluate(tiny_model(TOKENIZER, 0), TOKENIZER, config(**changes), tiny_model(TOKENIZER, 1), before=base)
+
+
+def test_how_many_are_asked_at_once_is_no_other_way(base):
+    changes = {"generation": {"max_new_tokens": 6, "batch_size": 2}}
+    before = json.loads(json.dumps(base.as_dict()))
+    found = evaluate(tiny_model(TOKENIZER, 0), TOKENIZER, config(**changes), tiny_model(TOKENIZER, 1), before=before)
+    assert found.metrics["verifiable/F"] == found.metrics["verifiable/BT"] == 0.0
+
+
 def test_other_samples_are_refused_before_the_model_runs(base, monkeypatch):
     monkeypatch.setattr("uft.evaluation.measuring.score_data", None)
     for changes in ({"pairs": {"preferences": PAIRS[:-1]}}, {"demonstrations": {"x": DEMONSTRATIONS}}):

@@ -132,6 +132,14 @@ def test_a_run_that_two_experiments_share_counts_once(tmp_path):
     assert len(runs) == 2 * 36 and {run.experiment for run in runs} == {"a", "c"}
 
 
+def test_neither_does_one_that_they_call_by_other_names(tmp_path):
+    """Else it would be left out and known at once."""
+    first = planted(tmp_path, "a", decides("kl_base"), 0)
+    again = planted(tmp_path, "b", decides("kl_base"), 0, lines=("joint stage", "two stages", "one stage"))
+    runs, _ = runs_of([read_result(first), read_result(again)])
+    assert len(runs) == 36 and {run.method for run in runs} == {"unified DPO + NLL", "SFT → DPO", "SFT only"}
+
+
 def test_runs_without_every_kl_are_counted_and_named(tmp_path):
     whole = planted(tmp_path, "whole", decides("kl_base"), 0)
     part = planted(tmp_path, "part", decides("kl_base"), 1, lacking="kl_base_prior")

@@ -176,6 +176,16 @@ def test_what_would_overwrite_or_lacks_settings_is_refused(words, tmp_path):
     assert (RESULTS / "search.json").read_bytes() == before
 
 
+def test_an_arm_without_settings_is_named(tmp_path, monkeypatch, capsys):
+    known = json.loads((RESULTS / "search.json").read_text())
+    del known[VARIANTS[0]]["dpo_nll"]
+    (tmp_path / "search.json").write_text(json.dumps(known))
+    monkeypatch.setattr("experiments.sequential_vs_unified.SEARCH", tmp_path / "search.json")
+    with pytest.raises(SystemExit):
+        main(["--arms", "sft", "dpo_nll", "--output", str(tmp_path)])
+    assert "no settings were searched for dpo_nll (hedged_pairs)" in capsys.readouterr().err
+
+
 def test_quick_comparison_end_to_end(tmp_path, capsys):
     words = ["--quick", "--output", str(tmp_path), "--arms", "base", "sft_chosen", "sft_dpo", "dpo_nll"]
     assert main(words) == 0

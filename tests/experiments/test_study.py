@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib import image
+from transformers import LlamaForCausalLM
 
 from experiments import (
     feedback_noise,
@@ -17,13 +18,26 @@ from experiments import (
     weight_schedule,
 )
 from experiments.arms import ARMS, REPLAY, TRAINED
+from experiments.lab.base import lab_config
 from experiments.lab.data import variant_of
-from experiments.lab.training import LabStage, MovingReference, Plan, ReferenceAnew, _copy, merged_adapters, run_plan
+from experiments.lab.training import (
+    LabStage,
+    MovingReference,
+    Plan,
+    ReferenceAnew,
+    _copy,
+    design_flops,
+    lab_data,
+    merged_adapters,
+    run_plan,
+)
 from experiments.report import COLUMNS
-from experiments.runs import DEMONSTRATIONS, SFT_STAGE, fit
+from experiments.runs import DEMONSTRATIONS, PREFERENCES, SFT_STAGE, fit
 from experiments.search import designed
-from experiments.sequential_vs_unified import NORMAL, TOY
+from experiments.sequential_vs_unified import NORMAL, TOY, VARIANTS
 from experiments.study import KL, Point, Study, write_study
+from uft.compute import Meter
+from uft.presets import make_objective
 
 MODULES = (feedback_noise, forgetting_budget, loss_zoo, lr_beta, mixing_ratio, reference, weight_schedule)
 STUDIES = {study.name: study for study in (*(module.STUDY for module in MODULES), *scale.STUDIES)}
@@ -56,6 +70,43 @@ def test_the_ratio_is_that_of_the_draws():
         *_, last = point.plan(0).stages
         if len(point.plan(0).stages) == 1:
             assert last.demonstrations * NORMAL.sft_draws / NORMAL.preference_draws == pytest.approx(point.x)
+
+
+def test_the_ratio_of_the_sequence_counts_what_is_replayed():
+    """With what the second stage can draw for the FLOPs that the first one leaves."""
+    whole = Plan((), 0, VARIANTS[0], NORMAL)
+    flops = _flops_per_draw(whole)
+    assert flops[PREFERENCES] / flops[DEMONSTRATIONS] == pytest.approx(mixing_ratio.COST, rel=0.03)
+    for point in mixing_ratio.points(chosen_settings(), NORMAL):
+        if len(point.plan(0).stages) == 2:
+            first, last = point.plan(0).stages
+            draws = {DEMONSTRATIONS: first.demonstrations * NORMAL.sft_draws, PREFERENCES: 0.0}
+            mixture = {DEMONSTRATIONS: last.demonstrations * NORMAL.sft_draws, PREFERENCES: NORMAL.preference_draws}
+            left = design_flops(whole) - draws[DEMONSTRATIONS] * flops[DEMONSTRATIONS]
+            times = left / sum(flops[name] * n for name, n in mixture.items())
+            draws = {name: n + times * mixture[name] for name, n in draws.items()}
+            assert draws[DEMONSTRATIONS] / draws[PREFERENCES] == pytest.approx(point.x, rel=0.03)
+            assert draws[DEMONSTRATIONS] - first.demonstrations * NORMAL.sft_draws == pytest.approx(
+                REPLAY * draws[DEMONSTRATIONS], rel=0.03
+            )
+
+
+def _flops_per_draw(plan: Plan) -> dict[str, float]:
+    data = lab_data(plan, LabStage("design", "sft", 0.0, 1.0, 1.0))
+    model, found = LlamaForCausalLM(lab_config()), {}
+    for name, objective in ((DEMONSTRATIONS, "sft"), (PREFERENCES, "dpo_nll")):
+        meter = Meter(model, make_objective(objective), reference_runs=True)
+        found[name] = meter.of_examples(data.examples[name]).flops / data.sizes[data.sources.index(name)]
+    return found
+
+
+def test_studies_of_one_command_do_not_overwrite_each_other(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr("experiments.study.write_study", lambda folder, *_: written.append(folder) or "")
+    monkeypatch.setattr("experiments.study.run_sharing", lambda plans, *_: [{} for _ in plans])
+    monkeypatch.setattr("experiments.study.chosen_settings", chosen_settings)
+    assert scale.run(["--output", str(tmp_path)]) == 0
+    assert written == [tmp_path / "scale", tmp_path / "data_size"]
 
 
 def test_noise_is_the_share_that_is_turned_round():
@@ -195,8 +246,6 @@ def test_larger_models_get_smaller_rates_and_larger_data_as_many_draws():
 
 
 def test_the_weights_of_a_joint_stage_always_add_up_to_one():
-    from uft.presets import make_objective
-
     for point in weight_schedule.points(chosen_settings(), NORMAL):
         if point.line == "joint stage":
             objective = make_objective(point.plan(0).stages[0].objective)
@@ -221,7 +270,6 @@ def test_as_many_steps_as_the_flops_buy(base, objective, share):
     """Where one term of two rests, a step costs half of one that trains both."""
     from experiments.expected_cost import expected_steps
     from experiments.lab.training import design_flops, lab_data
-    from uft.presets import make_objective
 
     plan = Plan((), 0, "hedged_pairs", TOY)
     data = lab_data(plan, LabStage("joint", objective, 1e-4, 1.0, 1.0))
@@ -233,7 +281,6 @@ def test_as_many_steps_as_the_flops_buy(base, objective, share):
 def test_what_maxright_measures_is_paid_for(base):
     from experiments.expected_cost import expected_steps
     from experiments.lab.training import design_flops, lab_data
-    from uft.presets import make_objective
 
     plan = Plan((), 0, "hedged_pairs", TOY)
     data = lab_data(plan, LabStage("joint", "dpo_nll", 1e-4, 1.0, 1.0))

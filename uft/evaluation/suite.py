@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uft.collation import Collator
 from uft.data.mixture import FeedbackDataset
-from uft.evaluation.config import EvaluationConfig
+from uft.evaluation.config import PROMPTS, EvaluationConfig, GenerationSettings
 from uft.evaluation.data import EvaluationData, read_data
 from uft.evaluation.measuring import Measuring, Metrics
 from uft.evaluation.report import Report, Samples, changes, must_be_the_same
@@ -50,8 +50,8 @@ def evaluate(
     data        what `read_data` gave for this configuration, where several models are evaluated
     collate     how batches are laid out, where the model has been prepared already (by a trainer)
 
-    Raises ValueError where a divergence has no reference, and where `before` is of other samples; `BadRow` and
-    `DataError` for data; all of them before any model runs.
+    Raises ValueError where a divergence has no reference, and where `before` is of other samples or of answers that
+    were asked for or judged in another way; `BadRow` and `DataError` for data; all of them before any model runs.
     """
     reference = as_reference(model, reference)
     if config.divergence and reference is None:
@@ -62,6 +62,7 @@ def evaluate(
     if before is not None:
         before = Report.of(before)
         must_be_the_same(data.ids(), before, whole=False)
+        _must_be_asked_alike(config, before)
     if judge is not None and before is None:
         raise ValueError("a judge compares two models' answers; want `before`")
     others = [reference.model] if isinstance(reference, FrozenReference) else []
@@ -92,6 +93,33 @@ def as_reference(model: nn.Module, reference: nn.Module | Reference | None) -> R
     if {id(p) for p in model.parameters()} & {id(p) for p in reference.parameters()}:
         raise ValueError("reference is the model that is evaluated; want another one")
     return FrozenReference(reference)
+
+
+def _must_be_asked_alike(config: EvaluationConfig, before: Report) -> None:
+    """Raises ValueError where answers were generated, or are judged, in another way than those of `before`; a report
+    without its configuration is taken at its word."""
+    then, now = before.info.get("config"), _plain(config)
+    if not isinstance(then, Mapping):
+        return
+    sections = [name for name in PROMPTS if name != "divergence" and getattr(config, name)]
+    plain = _plain(dataclasses.asdict(GenerationSettings()))
+    ways = [("generation", *(plain | each.get("generation", {}) for each in (then, now)))] if sections else []
+    for section in sections:
+        for name, each in now[section].items():
+            ways.append((f"{section}.{name}", _way(then.get(section, {}).get(name, {})), _way(each)))
+    for where, theirs, ours in ways:
+        for key in ours:
+            if key != "batch_size" and theirs.get(key) != ours[key]:
+                raise ValueError(
+                    f"{where}: the earlier evaluation has {key} {theirs.get(key)!r} and this one {ours[key]!r}; want "
+                    "the same before and after, or what differs would count as forgetting"
+                )
+
+
+def _way(prompts: Mapping[str, Any]) -> dict[str, Any]:
+    """How the prompts of a set are put and their answers judged."""
+    own = {key: prompts.get(key) for key in ("verify", "options", "should_refuse")}
+    return own | {key: bool(prompts.get("source", {}).get(key)) for key in ("chat", "special_tokens")}
 
 
 def _check_vocabulary(model: nn.Module, reference: nn.Module, tokens: int, divergence: bool) -> None:
