@@ -31,7 +31,8 @@ from experiments.exact_report import About, Truth, judged, write_report
 from experiments.jobs import Job, run_jobs
 from experiments.lab.enumerable.paths import PathStage, Plan, Scale, run_base, run_plan
 from experiments.lab.enumerable.world import World
-from experiments.runs import Runner, run_sharing, search
+from experiments.runs import Runner, run_sharing
+from experiments.search import grid_search
 
 RESULTS = Path(__file__).parent / "results" / "exact_paths"
 NORMAL = Scale(steps=160, base_steps=400, batch_size=32, points=8)
@@ -149,7 +150,7 @@ def tuned(
     wanted = dict.fromkeys(ARMS[name].like or name for name in names)
     for group in (("sft", "dpo"), [name for name in wanted if name not in ("sft", "dpo")]):
         grids = {name: [{"learning_rate": rate} for rate in ARMS[name].rates] for name in group}
-        found |= search(grids, (SEARCH_SEED,), trial, judge, run, "learning rates")
+        found |= grid_search(grids, (SEARCH_SEED,), trial, judge, run, "learning rates")
     return found | {name: found[ARMS[name].like] for name in names if ARMS[name].like}
 
 

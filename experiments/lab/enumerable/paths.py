@@ -78,7 +78,7 @@ class Plan:
 
 
 def _key(content: Any) -> str:
-    text = json.dumps([content, code_fingerprint(Path(__file__).parent)], sort_keys=True)
+    text = json.dumps([content, code_fingerprint(Path(__file__))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
