@@ -224,9 +224,9 @@ def describe(scale: Scale, seeds: Sequence[int], more: Sequence[int], chosen: di
         "string of a prompt was ever in a training row. Facts were, in pretraining; and arms that replay documents are "
         "trained on them again, those that are asked about among them. ALRIGHT and MAXRIGHT train one kind of feedback "
         "in each step: what they draw for the other one rests, so that they draw about twice of what they train on. "
-        "MAXRIGHT takes 0 for the optimum of both losses, where its paper trains for each alone first. The best arms of "
-        "the contrasts may differ in what they replay: read them beside the arms that replay the same. Seconds are of "
-        "two workers on shared cores."
+        "MAXRIGHT takes 0 for the optimum of both losses, where its paper trains for each alone first. The best arms "
+        "of the contrasts may differ in what they replay: read them beside the arms that replay the same. Seconds are "
+        "of two workers on shared cores."
     )
 
 
