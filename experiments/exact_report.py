@@ -253,6 +253,7 @@ def _searched(records: Records, about: About) -> list[str]:
     note = (
         f"Of the last stage, on seed {about.search_seed}, by what the arm is judged by; smaller is better. The first "
         "stage of a sequence has the rate that is best for that stage at full length, not tuned at half. Sequences "
-        "were first tried at 0.001, 0.003 and 0.009 and then moved to smaller rates: they have had two trials more."
+        "were first tried at 0.001, 0.003 and 0.009 and then moved to smaller rates, so that they have had two trials "
+        "more."
     )
     return [note, "", markdown_table(["arm", "chosen", "inside the grid", "judged by", "trials"], rows)]
