@@ -11,13 +11,12 @@ from experiments.lab.enumerable.policy import policy_of
 from experiments.lab.enumerable.world import EOS, World
 from uft.collation import Collator
 from uft.data.mixture import FeedbackDataset
+from uft.evaluation import scoring
+from uft.evaluation.divergence import divergence, divergence_along, sampled
+from uft.evaluation.likelihood import demonstration_likelihood
+from uft.evaluation.preference import pair_preference
+from uft.evaluation.tradeoff import hypervolume, ideal_distance, pareto_front
 from uft.models import FrozenReference
-
-evaluation = pytest.importorskip("uft.evaluation.scoring", reason="want uft.evaluation")
-from uft.evaluation.divergence import divergence, divergence_along, sampled  # noqa: E402
-from uft.evaluation.likelihood import demonstration_likelihood  # noqa: E402
-from uft.evaluation.preference import pair_preference  # noqa: E402
-from uft.evaluation.tradeoff import hypervolume, ideal_distance, pareto_front  # noqa: E402
 
 WORLD, BETA = World(), 0.3
 COLLATE = Collator(EOS)
@@ -36,7 +35,7 @@ def listed(models):
 def scores_of(models, examples, **options):
     policy, reference = models
     data = FeedbackDataset({"train": examples})
-    return evaluation.score_data(policy, data, COLLATE, reference=FrozenReference(reference), **options)
+    return scoring.score_data(policy, data, COLLATE, reference=FrozenReference(reference), **options)
 
 
 def test_likelihood_of_demonstrations(models, listed):
