@@ -14,13 +14,12 @@ Writes    runs/feedback_noise/{report.md, summary.json, feedback_noise.png}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from experiments.arms import ARMS
-from experiments.lab.training import LabStage, Plan, Scale
+from experiments.lab.training import Scale
 from experiments.sequential_vs_unified import VARIANTS
-from experiments.study import Point, Study, main, stages_of
+from experiments.study import Point, Study, at, main, stages_of
 
 FLIPPED = (0.0, 0.1, 0.2, 0.3, 0.4)
 COMPARED = ("sft_chosen", "sft_dpo_replay", "dpo_nll", "uft")
@@ -29,17 +28,13 @@ SCORED, SCORES_FLIPPED = ("sft_una", "uft_nll"), (0.0, 0.2, 0.4)
 
 def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
     def point(arm: str, flip: float, variant: str, label: str) -> Point:
-        return Point(label, 100 * flip, partial(_plan, stages_of(arm, chosen), f"{variant}~{flip}", scale))
+        return at(label, 100 * flip, stages_of(arm, chosen), scale, f"{variant}~{flip}")
 
     pairs = [point(arm, flip, VARIANTS[0], ARMS[arm].label) for arm in COMPARED for flip in FLIPPED]
     scores = [
         point(arm, flip, "hedged_scores", f"{ARMS[arm].label}, scores") for arm in SCORED for flip in SCORES_FLIPPED
     ]
     return pairs + scores
-
-
-def _plan(stages: tuple[LabStage, ...], variant: str, scale: Scale, seed: int) -> Plan:
-    return Plan(stages, seed, variant, scale)
 
 
 STUDY = Study(

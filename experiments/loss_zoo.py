@@ -11,7 +11,6 @@ Writes    runs/loss_zoo/{report.md, summary.json, loss_zoo.png}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from experiments.arms import AFTER_SFT, REPLAY
@@ -19,7 +18,7 @@ from experiments.lab.training import LabStage, Plan, Scale
 from experiments.runs import Runner, Settings
 from experiments.search import score, search
 from experiments.sequential_vs_unified import SEARCH_SEEDS, TOY, VARIANTS
-from experiments.study import Point, Study, main, supervised
+from experiments.study import Point, Study, at, main, supervised
 from uft.losses import PAIRWISE, POINTWISE
 
 TRIALS = 8
@@ -55,14 +54,10 @@ def tune(chosen: Mapping[str, Any], scale: Scale, run: Runner) -> dict[str, Any]
 
 def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
     return [
-        Point(line, loss, partial(_plan, stages(loss, chosen[f"loss/{loss}"], chosen), scale))
+        at(line, loss, stages(loss, chosen[f"loss/{loss}"], chosen), scale)
         for line, names in LOSSES.items()
         for loss in names
     ]
-
-
-def _plan(of: tuple[LabStage, ...], scale: Scale, seed: int) -> Plan:
-    return Plan(of, seed, VARIANTS[0], scale)
 
 
 STUDY = Study(

@@ -10,14 +10,12 @@ Writes    runs/lr_beta/{report.md, summary.json, lr_beta.png}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from itertools import product
 from typing import Any
 
 from experiments.arms import ARMS
-from experiments.lab.training import LabStage, Plan, Scale
-from experiments.sequential_vs_unified import VARIANTS
-from experiments.study import Point, Study, main, stages_of
+from experiments.lab.training import Scale
+from experiments.study import Point, Study, at, main, stages_of
 
 COMPARED = ("dpo_nll", "sft_dpo_replay")
 FACTORS = (0.25, 1.0, 4.0)  # times what the search chose
@@ -28,12 +26,8 @@ def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
     for arm, by_rate, by_beta in product(COMPARED, FACTORS, FACTORS):
         rate, beta = chosen[arm]["learning_rate"] * by_rate, chosen[arm]["beta"] * by_beta
         changed = {**chosen, arm: {**chosen[arm], "learning_rate": rate, "beta": beta}}
-        found.append(Point(ARMS[arm].label, f"{rate:g}|{beta:g}", partial(_plan, stages_of(arm, changed), scale)))
+        found.append(at(ARMS[arm].label, f"{rate:g}|{beta:g}", stages_of(arm, changed), scale))
     return found
-
-
-def _plan(stages: tuple[LabStage, ...], scale: Scale, seed: int) -> Plan:
-    return Plan(stages, seed, VARIANTS[0], scale)
 
 
 STUDY = Study(

@@ -13,13 +13,11 @@ Writes    runs/mixing_ratio/{report.md, summary.json, mixing_ratio.png}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from experiments.arms import REPLAY
-from experiments.lab.training import LabStage, Plan, Scale
-from experiments.sequential_vs_unified import VARIANTS
-from experiments.study import Point, Study, last_stage, main, supervised
+from experiments.lab.training import LabStage, Scale
+from experiments.study import Point, Study, at, last_stage, main, supervised
 
 RATIOS = (0.8, 1.6, 3.0, 6.5, 13.0)  # demonstrations drawn for each preference drawn
 COST = 2.7  # FLOPs of a preference with its reference, in those of a demonstration
@@ -34,7 +32,7 @@ def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
             "unified UFT": (last_stage("uft", chosen, demonstrations=share),),
             "SFT → DPO + replay": _sequence(chosen, ratio, scale),
         }
-        found += [Point(line, ratio, partial(_plan, each, scale)) for line, each in stages.items()]
+        found += [at(line, ratio, each, scale) for line, each in stages.items()]
     return found
 
 
@@ -45,10 +43,6 @@ def _sequence(chosen: Mapping[str, Any], ratio: float, scale: Scale) -> tuple[La
     replayed = REPLAY * ratio * scale.preference_draws / scale.sft_draws  # to all of the design's preferences
     first = (1 - REPLAY) * ratio * preferences / scale.sft_draws
     return supervised(chosen, first), last_stage("sft_dpo_replay", chosen, demonstrations=replayed)
-
-
-def _plan(stages: tuple[LabStage, ...], scale: Scale, seed: int) -> Plan:
-    return Plan(stages, seed, VARIANTS[0], scale)
 
 
 STUDY = Study(

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from experiments.arms import ARMS
-from experiments.lab.training import LabStage, Plan, Scale
-from experiments.sequential_vs_unified import VARIANTS
-from experiments.study import Point, Study, main, stages_of
+from experiments.lab.training import LabStage, Scale
+from experiments.study import Point, Study, at, main, stages_of
 
 COMPARED = ("sft_dpo_replay", "dpo_nll")
 REFERENCES = {"start": "before the stage", "base": "base model", "moving": "moving (TR-DPO)", "none": "none (CPO)"}
@@ -33,7 +31,7 @@ def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
         for name, label in REFERENCES.items():
             if name == "base" and not before:
                 continue  # it is the model before the stage
-            found.append(Point(ARMS[arm].label, label, partial(_plan, (*before, _against(last, name)), scale)))
+            found.append(at(ARMS[arm].label, label, (*before, _against(last, name)), scale))
     return found
 
 
@@ -42,10 +40,6 @@ def _against(stage: LabStage, reference: str) -> LabStage:
         return replace(stage, reference=reference)
     terms = {"sft": {"loss": "nll"}, "preference": {"loss": "cpo", "beta": stage.objective["beta"]}}
     return replace(stage, objective=terms)
-
-
-def _plan(stages: tuple[LabStage, ...], scale: Scale, seed: int) -> Plan:
-    return Plan(stages, seed, VARIANTS[0], scale)
 
 
 STUDY = Study(

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from experiments.arms import ARMS
 from experiments.lab.base import WIDTH
-from experiments.lab.training import LabStage, Plan, Scale
-from experiments.sequential_vs_unified import VARIANTS
-from experiments.study import Point, Study, main, stages_of
+from experiments.lab.training import Scale
+from experiments.study import Point, Study, at, main, stages_of
 
 COMPARED = ("sft", "sft_dpo_replay", "dpo_nll")
 WEIGHTS = {48: 0.09, 96: 0.34, 192: 1.3}  # width -> millions of weights
@@ -33,7 +31,7 @@ def by_model(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
         wider = replace(scale, width=width)
         for arm in COMPARED:
             stages = tuple(replace(s, learning_rate=s.learning_rate * WIDTH / width) for s in stages_of(arm, chosen))
-            found.append(Point(ARMS[arm].label, millions, partial(_plan, stages, wider)))
+            found.append(at(ARMS[arm].label, millions, stages, wider))
     return found
 
 
@@ -43,12 +41,8 @@ def by_data(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
         demonstrations, preferences = round(scale.demonstrations * factor), round(scale.preferences * factor)
         larger = replace(scale, demonstrations=demonstrations, preferences=preferences)
         for arm in COMPARED:
-            found.append(Point(ARMS[arm].label, demonstrations, partial(_plan, stages_of(arm, chosen), larger)))
+            found.append(at(ARMS[arm].label, demonstrations, stages_of(arm, chosen), larger))
     return found
-
-
-def _plan(stages: tuple[LabStage, ...], scale: Scale, seed: int) -> Plan:
-    return Plan(stages, seed, VARIANTS[0], scale)
 
 
 MODEL = Study(

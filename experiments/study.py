@@ -47,6 +47,11 @@ class Point:
         return f"{self.line}, {self.x:g}" if isinstance(self.x, (int, float)) else f"{self.line}, {self.x}"
 
 
+def at(line: str, x: float | str, stages: tuple[LabStage, ...], scale: Scale, variant: str = VARIANTS[0]) -> Point:
+    """The point at which these stages are trained, on each seed."""
+    return Point(line, x, lambda seed: Plan(stages, seed, variant, scale))
+
+
 @dataclass(frozen=True)
 class Study:
     """What is asked, and the points that answer it.

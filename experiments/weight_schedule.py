@@ -20,12 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from experiments.lab.training import LabStage, Plan, Scale
-from experiments.sequential_vs_unified import VARIANTS
-from experiments.study import Point, Study, last_stage, main, stages_of, supervised
+from experiments.lab.training import LabStage, Scale
+from experiments.study import Point, Study, at, last_stage, main, stages_of, supervised
 
 SWITCH = (
     0.5  # of the joint stage's steps: as many demonstrations and preferences are then trained on as in the sequence
@@ -58,11 +56,7 @@ def points(chosen: Mapping[str, Any], scale: Scale) -> list[Point]:
 
 
 def _point(line: str, name: str, stages: tuple[LabStage, ...], scale: Scale) -> Point:
-    return Point(line, name, partial(_plan, stages, scale))
-
-
-def _plan(stages: tuple[LabStage, ...], scale: Scale, seed: int) -> Plan:
-    return Plan(stages, seed, VARIANTS[0], scale)
+    return at(line, name, stages, scale)
 
 
 STUDY = Study(
