@@ -153,7 +153,7 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
             return rows[None]
         # one tensor goes through the module's hooks, and every gradient comes back through it: FSDP and DeepSpeed wait
         # for that to gather the head's weight again
-        computed = _compute(state, score, model.head_filter_eps)
+        computed = _compute(state, score, model.head_filter_eps, _is_trained(model))
         values = _as_one(computed)
         found = _of_one(computed, values)
         return values
@@ -168,6 +168,17 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
     if found is None:
         raise ValueError(f"the head of {type(model).__name__} did not run in its forward; want fused_head=False")
     return found
+
+
+def _is_trained(model: nn.Module) -> bool:
+    """Whether the head wants a gradient, or, of a reference, whether that of its policy does."""
+    known = getattr(model, "head_is_trained", None)
+    return any(p.requires_grad for p in model.get_output_embeddings().parameters()) if known is None else known
+
+
+def sums_as(reference: nn.Module, policy: nn.Module) -> None:
+    """A reference that equals its policy has the same log-probabilities to the bit: both sum in the same order."""
+    causal_model(reference).head_is_trained = _is_trained(causal_model(policy))
 
 
 def _sharded_with(head: nn.Module, model: nn.Module) -> FSDPModule | None:
@@ -189,12 +200,13 @@ def _of_one(found: HeadOutput, values: Tensor) -> HeadOutput:
     return HeadOutput(**{**found, **differentiable})
 
 
-def _compute(ours: HeadState, score: Wanted, filter_eps: float) -> HeadOutput:
+def _compute(ours: HeadState, score: Wanted, filter_eps: float, trained: bool) -> HeadOutput:
     kept, target = len(score.target), score.target  # every token counts: nothing to look for
     if score.reference is None:
         found = linear_logprob(
-            ours.hidden, ours.weight, target, ours.bias, kept=kept, filter_eps=filter_eps, **ours.scales._asdict()
-        )
+            ours.hidden, ours.weight, target, ours.bias, kept=kept, filter_eps=filter_eps, fused=trained,
+            **ours.scales._asdict(),
+        )  # fmt: skip
         return HeadOutput(logp=found.logp)
     theirs = score.reference
     theirs.gather()

@@ -231,12 +231,12 @@ class _Setup:
         if self.rank:
             return 2 * N * s.hidden * FLOAT + rows
         at_a_time = min(N, TOKENS)
-        entry = at_a_time * (FLOAT + a) + s.hidden * FLOAT
-        slab = min(s.vocabulary, max(128, products.SLAB // entry // 128 * 128))
-        # what one block wrote is there while the next one is made
-        after = slab if at_a_time < N else min(slab, s.vocabulary - slab)
-        logits = at_a_time * max(a * (slab + after), (a + (0 if self._kept else FLOAT)) * slab)
-        return slab * s.hidden * FLOAT + logits + N * s.hidden * FLOAT + rows
+        several = at_a_time < N
+        slab = products.slab_entries(at_a_time, s.hidden, s.vocabulary, a, several=several)
+        stripe = 0 if self._kept else min(at_a_time, products.STRIPE) * FLOAT
+        total = s.hidden * FLOAT
+        entry = at_a_time * a + (stripe + total if several else max(stripe, total))
+        return slab * entry + N * s.hidden * FLOAT + rows
 
 
 def estimate(

@@ -20,7 +20,7 @@ from uft_kernels import token_divergence, token_logprob
 
 from uft.attention import packed_inputs, packing_of
 from uft.feedback import Batch
-from uft.head import HeadOutput, HeadState, Wanted, has_fused_head, is_peft, unwrapped
+from uft.head import HeadOutput, HeadState, Wanted, has_fused_head, is_peft, sums_as, unwrapped
 from uft.packing_probe import enable_packing
 
 REFERENCE_ADAPTER = "reference"
@@ -194,6 +194,7 @@ class FrozenReference(Reference):
 
     @contextmanager
     def applied(self, policy: nn.Module) -> Iterator[nn.Module]:
+        sums_as(self.model, policy)
         yield self.model
 
 

@@ -61,20 +61,26 @@ class Configuration(NamedTuple):
 
     @property
     def options(self) -> dict[str, int]:
-        stages = {"num_stages": ROWS.STAGES} if self.name == "linear_rows" else {}
+        stages = {"num_stages": ROWS.STAGES} if self.name.startswith("linear_rows") else {}
         return {"num_warps": self.warps, **stages}
 
     @property
     def warps(self) -> int:
-        return FILTER.WARPS if self.name.startswith("linear_") else 4
+        modules = {
+            "linear_filter": FILTER,
+            "linear_rows": ROWS,
+            "token_logprob": LOGPROB,
+            "token_divergence": DIVERGENCE,
+        }
+        return modules[self.name.split()[0]].WARPS
 
 
 def configurations() -> Iterator[Configuration]:
     """What the Python side of each kernel can ask for; the block is the one that large vocabularies get."""
     for dtype, capped in product(("bf16", "fp32"), (False, True)):
         common = {"CAPPED": capped, "IGNORED": LOGPROB.IGNORE, "BLOCK_V": LOGPROB.BLOCK_V}
-        for maxima in (False, True):
-            constants = {**common, "WITH_MAXIMA": maxima, "ENTRIES": LOGPROB.ENTRIES}
+        for maxima, entropy in product((False, True), repeat=2):
+            constants = {**common, "WITH_MAXIMA": maxima, "WITH_ENTROPY": entropy, "ENTRIES": LOGPROB.ENTRIES}
             yield Configuration("token_logprob forward", LOGPROB._forward_kernel, constants, dtype)
         for entropy in (False, True):
             constants = {**common, "WITH_ENTROPY": entropy}
@@ -98,6 +104,8 @@ def configurations() -> Iterator[Configuration]:
             constants = {"CAPPED": capped, "BIASED": biased, "WITH_ENTROPY": entropy,
                          **ROWS.tile_of(descriptors, entropy, capped)}  # fmt: skip
             yield Configuration("linear_rows", ROWS._tile_kernel, constants, "bf16", targets)
+            constants = {**constants, **ROWS.gradient_tile_of(descriptors, entropy, capped)}
+            yield Configuration("linear_rows gradient", ROWS._gradient_kernel, constants, "bf16", targets)
 
 
 def signature(configuration: Configuration) -> dict[str, str]:

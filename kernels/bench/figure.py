@@ -39,7 +39,7 @@ def draw(rows: list[dict], told: str, path: Path) -> None:
     axes[1].set_xscale("log")
     axes[0].set_yticks(range(len(rows)), [row["case"].replace(", ", ",\n") for row in rows])
     axes[0].invert_yaxis()
-    axes[1].legend(loc="best", fontsize=8, frameon=False)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     shape = " x ".join(str(largest[k]) for k in "NDV")
     figure.suptitle(f"N x D x V = {shape}, {rows[0]['dtype']}\n{told}", fontsize=10)
     figure.savefig(path, dpi=130)

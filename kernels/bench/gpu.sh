@@ -10,5 +10,6 @@ shift $(($# < 2 ? $# : 2))
 export PYTHONPATH=.:kernels PYTHONUNBUFFERED=1
 mkdir -p "$output"
 python3 -m pytest -q tests/kernels -m "not peers and not slow" 2>&1 | tee "$output/checks.log" | tail -40
+python3 kernels/bench/tiles.py --output "$output"
 python3 kernels/bench/logits.py --output "$output"
 python3 kernels/bench/heads.py --output "$output" ${peers:+--peers "$peers"} "$@"

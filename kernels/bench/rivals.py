@@ -207,7 +207,7 @@ def _dpo_of(logp: Callable[[Inputs, Tensor, Tensor], Tensor]) -> Callable[[Input
 
 
 def _our_logp(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
-    return linear_logprob(hidden, weight, inputs.target, kept=len(hidden)).logp
+    return linear_logprob(hidden, weight, inputs.target, kept=len(hidden), fused=True).logp
 
 
 FILTER = (
@@ -219,13 +219,16 @@ def _our_filtered_logp(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor
     return linear_logprob(hidden, weight, inputs.target, kept=len(hidden), filter_eps=FILTER).logp
 
 
-def _our_fused_logp(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
-    _needs_gpu("the fused kernel of logits and rows")
-    products.FUSED = True
+def _our_logp_apart(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
+    """With logits by cuBLAS, which a kernel then reads."""
+    _needs_gpu("the kernel of logits and rows together")
+    if inputs.wants == (True, False):
+        raise Missing("a frozen head has no other form")
+    products.FUSED = False
     try:
         return _our_logp(inputs, hidden, weight)
     finally:
-        products.FUSED = False
+        products.FUSED = None
 
 
 def _our_kl(inputs: Inputs, hidden: Tensor, weight: Tensor) -> Tensor:
@@ -272,7 +275,7 @@ def _reference(inputs: Inputs) -> tuple:
 
 LOGP = {
     "ours": _values(_our_logp),
-    "ours, fused": _values(_our_fused_logp),
+    "ours, apart": _values(_our_logp_apart),
     "ours, filtered": _values(_our_filtered_logp),
     "eager": _values(_eager),
     "torch.compile": _compiled(_eager_logp, _values, _target),

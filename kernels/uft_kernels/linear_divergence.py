@@ -27,6 +27,7 @@ from torch import Tensor
 from uft_kernels import products
 from uft_kernels.backend import accumulation
 from uft_kernels.linear_logprob import (
+    Room,
     autocast,
     check_head,
     head,
@@ -87,6 +88,9 @@ def linear_divergence_reference(
 # ---- autograd ----
 
 
+WHOLE = slice(None)  # no default argument, which torch.compile of torch 2.11 cannot look into
+
+
 class Head(NamedTuple):
     """A linear head with the hidden states it is applied to; `scale` multiplies its logits."""
 
@@ -95,7 +99,7 @@ class Head(NamedTuple):
     bias_V: Tensor | None
     scale: float = 1.0
 
-    def logits(self, tokens: slice, slab: slice = slice(None), out: Tensor | None = None) -> Tensor:
+    def logits(self, tokens: slice, slab: slice, out: Tensor | None = None) -> Tensor:
         bias_V = None if self.bias_V is None else self.bias_V[slab]
         logits_NV = head(self.hidden_ND[tokens], self.weight_VD[slab], bias_V, out)
         return logits_NV if self.scale == 1.0 else logits_NV.mul_(self.scale)
@@ -115,19 +119,20 @@ class _LinearDivergence(torch.autograd.Function):
         effects = [torch.empty_like(hidden_ND) for _ in wanted] if ctx.frozen else []
         ctx.kept = any(wants_head) and fits(2 * N, V, hidden_ND.dtype, products.KEEP)
         kept = [room_for_logits(hidden_ND, V) for _ in range(2)] if ctx.kept else []
+        room = Room()
         for part in chunks(N, V, hidden_ND.dtype):
-            z_NV, w_NV = (
-                side.logits(part, out=kept[k][part] if kept else None) for k, side in enumerate((policy, reference))
-            )
+            z_out = kept[0][part] if kept else room.logits(hidden_ND[part], V, "ours")
+            w_out = kept[1][part] if kept else room.logits(hidden_ND[part], V, "theirs")
+            z_NV, w_NV = policy.logits(part, WHOLE, z_out), reference.logits(part, WHOLE, w_out)
             found = forward_pair(z_NV, w_NV, target_N[part], scales)
             for whole, value in zip(pair, found):
                 whole[part] = value
             one_N = torch.ones_like(found.kl)
             for effect_ND, name in zip(effects, wanted):
                 grads = [one_N if output == name else None for output in OUTPUTS]
-                out_NV = torch.empty(z_NV.shape, dtype=hidden_ND.dtype, device=hidden_ND.device)
-                backward_pair(z_NV, w_NV, target_N[part], found, grads, scales, out_NV)
-                effect_ND[part] = product(out_NV, weight_VD).mul_(logit_scale)
+                dz_NV = room.gradient(hidden_ND[part], V)
+                backward_pair(z_NV, w_NV, target_N[part], found, grads, scales, dz_NV)
+                effect_ND[part] = product(dz_NV, weight_VD).mul_(logit_scale)
         ctx.reference_scale = reference.scale
         if ctx.frozen:
             ctx.save_for_backward(*effects)

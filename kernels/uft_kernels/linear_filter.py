@@ -26,7 +26,7 @@ from torch import Tensor
 
 from uft_kernels.backend import accumulation, jit, tl, triton, uses_triton
 from uft_kernels.products import add_product, product
-from uft_kernels.token_logprob import ENTRIES, Rows, backward_rows, tanh
+from uft_kernels.token_logprob import ENTRIES, Rows, backward_rows, scale_in_kernel, slope, tanh
 
 DENSE = 0.3
 PAIR_BYTES = 512 * 2**20  # that the kernels may hold for all pairs
@@ -43,10 +43,10 @@ class Pairs(NamedTuple):
 
 
 def active_pairs(
-    maxima_NB: Tensor, rows: Rows, target_N: Tensor, grads: tuple[Tensor | None, ...], eps: float
+    maxima_NB: Tensor, rows: Rows, target_N: Tensor, grads: tuple[Tensor | None, ...], eps: float, scale: float
 ) -> Pairs | None:
     """None where there are too many to be worth it, or to be held.  Asks the device how many there are."""
-    active_NB = (maxima_NB - rows.peak[:, None]) - rows.log_sum[:, None] > math.log(eps)
+    active_NB = (maxima_NB - rows.peak[:, None]) * scale - rows.log_sum[:, None] > math.log(eps)
     active_NB.scatter_(1, (target_N // ENTRIES)[:, None], True)
     wanted_N = sum((grad_N != 0).int() for grad_N in grads if grad_N is not None) > 0
     block_P, token_P = (active_NB & wanted_N[:, None]).T.nonzero(as_tuple=True)
@@ -103,6 +103,8 @@ def _logit_gradient_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    softcap = tl.cast(softcap, tl.float32)
+    k = scale_in_kernel(inverse_temperature, softcap, CAPPED)
     tile = tl.program_id(0)
     block = tl.load(tile_ptr + 3 * tile)
     pair = tl.load(tile_ptr + 3 * tile + 1) + tl.arange(0, BLOCK_P)
@@ -117,12 +119,10 @@ def _logit_gradient_kernel(
         z = tl.dot(h, w, z, input_precision=PRECISION)
     if BIASED:
         z += tl.load(bias_ptr + v, mask=v < V, other=0.0).to(tl.float32)[None]
-    slope = inverse_temperature
     if CAPPED:
-        t = tanh(z / softcap)
-        slope = (1 - t) * (1 + t) * inverse_temperature
-        z = softcap * t
-    log_p = z * inverse_temperature - tl.load(rows_ptr + N + n)[:, None] - tl.load(rows_ptr + 2 * N + n)[:, None]
+        z = tanh(z / softcap)
+    peak, log_sum = tl.load(rows_ptr + N + n), tl.load(rows_ptr + 2 * N + n)
+    log_p = (z - peak[:, None]) * k - log_sum[:, None]
     p = tl.exp(log_p)
     # 1[v = t] - p before anything is rounded
     hit = v[None] == tl.load(target_ptr + n)[:, None]
@@ -130,7 +130,7 @@ def _logit_gradient_kernel(
     if WITH_ENTROPY:
         entropy = tl.load(rows_ptr + n)[:, None]
         dz -= tl.load(grads_ptr + N + n)[:, None] * tl.where(p > 0, p * (log_p + entropy), 0.0)
-    dz = tl.where((v < V)[None], dz * slope, 0.0)
+    dz = tl.where((v < V)[None], dz * slope(z, inverse_temperature, CAPPED), 0.0)
     at = pair.to(tl.int64)[:, None] * ENTRIES + tl.arange(0, ENTRIES)[None]
     tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=here[:, None])
 

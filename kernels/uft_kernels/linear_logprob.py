@@ -35,8 +35,8 @@ from torch import Tensor
 from uft_kernels import products
 from uft_kernels.backend import accumulation
 from uft_kernels.linear_filter import active_pairs, pair_gradients
-from uft_kernels.linear_rows import fused_rows, fusible
-from uft_kernels.products import add_product, chunks, fits, product, slabs
+from uft_kernels.linear_rows import fused_gradient, fused_rows, fusible
+from uft_kernels.products import add_product, chunks, fits, product, slab_entries, slabs
 from uft_kernels.token_logprob import (
     ENTRIES,
     IGNORE,
@@ -44,6 +44,7 @@ from uft_kernels.token_logprob import (
     backward_rows,
     check_scales,
     forward_rows,
+    scale_of,
     token_logprob_reference,
 )
 from uft_kernels.vocabulary_parallel import Shard, gathered, merged
@@ -107,7 +108,7 @@ class _LinearLogprob(torch.autograd.Function):
     """(logp, entropy, top1).  `weight` and `bias` are frozen where they want no gradient."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, scales, entropy, top1, filter_eps, shard):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, target_N, scales, entropy, top1, filter_eps, shard, fused):
         wants_hidden, *wants_head = ctx.needs_input_grad[:3]
         filtered = filter_eps > 0 and any(ctx.needs_input_grad[:3])
         ctx.frozen = wants_hidden and not any(wants_head) and not filtered and shard is None
@@ -120,28 +121,33 @@ class _LinearLogprob(torch.autograd.Function):
         rows, hit_N = _empty_rows(hidden_ND), torch.zeros(N, dtype=torch.bool, device=hidden_ND.device)
         effects = [torch.empty_like(hidden_ND) for _ in range(1 + entropy)] if ctx.frozen else []  # dl/dh and dH/dh
         maxima_NB = hidden_ND.new_empty(N, -(-V // ENTRIES), dtype=accumulation(hidden_ND.dtype)) if filtered else None
-        ctx.kept = any(wants_head) and not filtered and fits(N, V, hidden_ND.dtype, products.KEEP)
+        few = fits(N, V, hidden_ND.dtype, products.KEEP)
+        ctx.kept = any(wants_head) and not filtered and few
         kept_NV = room_for_logits(hidden_ND, V) if ctx.kept else None
-        only_rows = not (ctx.frozen or ctx.kept or filtered or top1)
-        if products.FUSED and only_rows and fusible(hidden_ND, weight_VD):
+        # few logits are kept where the head is trained; its reference then must not be summed in another order
+        ctx.fused = not (few or top1) and fusible(hidden_ND, weight_VD, fused)
+        if ctx.fused and not (ctx.frozen or filtered):
             rows = fused_rows(hidden_ND, weight_VD, bias_V, target_N, entropy=entropy, **scales.folded)
             N = 0  # nothing is left to do
+        room = Room()
         for part in chunks(N, V, hidden_ND.dtype):
-            logits_NV = head(hidden_ND[part], weight_VD, bias_V, kept_NV[part] if ctx.kept else None)
+            out_NV = kept_NV[part] if ctx.kept else room.logits(hidden_ND[part], V)
+            logits_NV = head(hidden_ND[part], weight_VD, bias_V, out_NV)
             maxima = maxima_NB[part] if filtered else None
-            found = forward_rows(logits_NV, target_N[part], maxima_NB=maxima, **scales.folded)
+            found = forward_rows(logits_NV, target_N[part], maxima_NB=maxima, entropy=entropy, **scales.folded)
             for whole, value in zip(rows, found):
                 whole[part] = value
             if top1:
                 hit_N[part] = logits_NV.argmax(-1) == target_N[part]
             one_N = torch.ones_like(found.logp)
             for effect_ND, grads in zip(effects, ((one_N, None), (None, one_N))):
-                out_NV = torch.empty(logits_NV.shape, dtype=hidden_ND.dtype, device=hidden_ND.device)
-                backward_rows(logits_NV, target_N[part], found, *grads, out_NV, **scales.folded)
-                effect_ND[part] = product(out_NV, weight_VD)
+                dz_NV = room.gradient(hidden_ND[part], V)
+                backward_rows(logits_NV, target_N[part], found, *grads, dz_NV, **scales.folded)
+                effect_ND[part] = product(dz_NV, weight_VD)
         if shard is not None:
             target_N = shard.local(whole_N, V)
-            rows = merged(gathered(torch.stack([*rows, (target_N >= 0).to(rows.logp.dtype)]), shard.group))
+            parts = gathered(torch.stack([*rows, (target_N >= 0).to(rows.logp.dtype)]), shard.group)
+            rows = merged(parts, scale_of(**scales.folded))
         saved = effects if ctx.frozen else (hidden_ND, weight_VD, bias_V, target_N, kept_NV, maxima_NB, *rows)
         ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(hit_N)
@@ -150,7 +156,7 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logp_N, grad_entropy_N, _):
-        nothing = (None,) * 9
+        nothing = (None,) * 10
         if grad_logp_N is None and grad_entropy_N is None:
             return nothing
         if ctx.frozen:
@@ -158,7 +164,9 @@ class _LinearLogprob(torch.autograd.Function):
         hidden_ND, weight_VD, bias_V, target_N, kept_NV, maxima_NB, *rows = ctx.saved_tensors
         wanted, upstream = ctx.needs_input_grad[:3], (grad_logp_N, grad_entropy_N)
         if maxima_NB is not None:
-            pairs = active_pairs(maxima_NB, Rows(*rows), target_N, upstream, ctx.filter_eps)
+            pairs = active_pairs(
+                maxima_NB, Rows(*rows), target_N, upstream, ctx.filter_eps, scale_of(**ctx.scales.folded)
+            )
             if pairs is not None:
                 found = pair_gradients(
                     hidden_ND, weight_VD, bias_V, target_N, Rows(*rows), pairs, upstream, wanted, ctx.scales.folded
@@ -170,19 +178,48 @@ class _LinearLogprob(torch.autograd.Function):
                 return kept_NV[tokens, slab]
             return head(hidden_ND[tokens], weight_VD[slab], None if bias_V is None else bias_V[slab])
 
+        fused = ctx.fused and kept_NV is None
+
         def gradient(tokens, slab, local_N, out_NS):
             here = Rows(*(value[tokens] for value in rows))
-            grads = (None if g is None else g[tokens] for g in upstream)
-            backward_rows(logits(tokens, slab), local_N, here, *grads, out_NS, **ctx.scales.folded)
+            grads = [None if g is None else g[tokens] for g in upstream]
+            if fused:
+                bias_S = None if bias_V is None else bias_V[slab]
+                fused_gradient(
+                    hidden_ND[tokens], weight_VD[slab], bias_S, local_N, here, *grads, out_NS, **ctx.scales.folded
+                )
+            else:
+                backward_rows(logits(tokens, slab), local_N, here, *grads, out_NS, **ctx.scales.folded)
 
         # each shard has its part of the sum over the vocabulary
         reduce = None if ctx.shard is None else partial(torch.distributed.all_reduce, group=ctx.shard.group)
-        found = slab_gradients(hidden_ND, weight_VD, bias_V, target_N, wanted, gradient, reduce=reduce)
+        found = slab_gradients(
+            hidden_ND, weight_VD, bias_V, target_N, wanted, gradient, copies=0 if fused else 1, reduce=reduce
+        )
         return *found, *nothing[3:]
 
 
 def room_for_logits(hidden_ND: Tensor, V: int) -> Tensor:
     return hidden_ND.new_empty(len(hidden_ND), V, dtype=accumulation(hidden_ND.dtype))
+
+
+class Room:
+    """Memory for the logits of a chunk and for their gradient, used again by the next chunk."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def logits(self, hidden_ND: Tensor, V: int, name: str = "logits") -> Tensor:
+        return self._rows(name, hidden_ND, V, accumulation(hidden_ND.dtype))
+
+    def gradient(self, hidden_ND: Tensor, V: int) -> Tensor:
+        return self._rows("gradient", hidden_ND, V, hidden_ND.dtype)
+
+    def _rows(self, name: str, hidden_ND: Tensor, V: int, dtype: torch.dtype) -> Tensor:
+        held = self.held.get(name)
+        if held is None or len(held) < len(hidden_ND):
+            self.held[name] = held = hidden_ND.new_empty(len(hidden_ND), V, dtype=dtype)
+        return held[: len(hidden_ND)]
 
 
 def _empty_rows(hidden_ND: Tensor) -> Rows:
@@ -208,36 +245,44 @@ def slab_gradients(
 
     wanted     which of the three
     gradient   (tokens, slab, their targets within the slab, out) writes the gradient of these logits to out
-    copies     how many float32 logits of a slab are alive at a time
+    copies     how many float32 logits of a stripe are there at a time; none where they stay on the chip
     reduce     is given the gradient of the hidden states before it is rounded
-    start      (total, slab) adds what a slab of the weight's gradient begins with
+    start      slab -> what this slab of the weight's gradient begins with
     """
     (N, D), V, dtype = hidden_ND.shape, len(weight_VD), accumulation(hidden_ND.dtype)
     grad_hidden = torch.zeros(N, D, dtype=dtype, device=hidden_ND.device) if wanted[0] else None
     grad_weight = torch.empty_like(weight_VD, memory_format=torch.contiguous_format) if wanted[1] else None
     grad_bias = torch.zeros(V, dtype=dtype, device=hidden_ND.device) if wanted[2] else None
     at_a_time = max(1, min(N, TOKENS))
-    per_logit = copies * dtype.itemsize + hidden_ND.dtype.itemsize
-    per_entry = at_a_time * per_logit + (D * dtype.itemsize if wanted[1] else 0)
-    for slab in slabs(V, max(128, products.SLAB // per_entry // 128 * 128)):
+    several = start is not None or at_a_time < N
+    for slab in slabs(V, slab_entries(at_a_time, D, V, hidden_ND.itemsize, copies=copies, several=several)):
+        S = slab.stop - slab.start
         # float32 until the whole slab of dW is there, then rounded once
-        total_SD = torch.zeros(slab.stop - slab.start, D, dtype=dtype, device=hidden_ND.device) if wanted[1] else None
-        if start is not None and wanted[1]:
-            start(total_SD, slab)
+        total_SD = None
+        if wanted[1] and start is not None:
+            total_SD = start(slab)
+        elif wanted[1] and not N:
+            total_SD = torch.zeros(S, D, dtype=dtype, device=hidden_ND.device)
         for tokens in slabs(N, at_a_time):
             # a target of another slab stands in no column of this one
             elsewhere = (target_N[tokens] < slab.start) | (target_N[tokens] >= slab.stop)
             local_N = (target_N[tokens] - slab.start).masked_fill(elsewhere, -1)
-            out_NS = hidden_ND.new_empty(len(local_N), slab.stop - slab.start)
-            gradient(tokens, slab, local_N, out_NS)
+            out_NS = hidden_ND.new_empty(len(local_N), S)
+            for stripe in slabs(len(local_N), products.STRIPE if copies else at_a_time):
+                gradient(slice(tokens.start + stripe.start, tokens.start + stripe.stop), slab, local_N[stripe],
+                         out_NS[stripe])  # fmt: skip
             if wanted[0]:
                 add_product(grad_hidden[tokens], out_NS, weight_VD[slab])
-            if wanted[1]:
-                add_product(total_SD, out_NS.T, hidden_ND[tokens])
             if wanted[2]:
                 grad_bias[slab] += out_NS.sum(0, dtype=dtype)
+            if wanted[1] and total_SD is None:
+                total_SD = product(out_NS.T, hidden_ND[tokens])
+            elif wanted[1]:
+                add_product(total_SD, out_NS.T, hidden_ND[tokens])
+            del out_NS  # before the next one is there
         if wanted[1]:
             grad_weight[slab] = total_SD
+        del total_SD
     if reduce is not None and wanted[0]:
         reduce(grad_hidden)
     return (
@@ -265,6 +310,7 @@ def linear_logprob(
     kept: int | None = None,
     group: Any = None,
     first: int = 0,
+    fused: bool = False,
 ) -> LinearLogprob:
     """Log-probability of each token's target under a linear head, in nats.
 
@@ -281,6 +327,9 @@ def linear_logprob(
     group, first  a torch.distributed group that shares the vocabulary, and this rank's first entry; hidden states,
                   targets (of the whole vocabulary) and upstream gradients are the same on every rank, and each gets
                   the whole gradient of the hidden states
+    fused         logits and their rows may come from one kernel where that was measured to be faster (half precision on
+                  Hopper, no frozen head, no top1).  It sums in an order of its own: where a policy and its reference
+                  shall agree to the bit, give both the same, and False where the policy's head is frozen
     returns       LinearLogprob of [N] tensors
 
     Under autocast, hidden states and head are taken in its dtype.
@@ -297,7 +346,7 @@ def linear_logprob(
     found = _LinearLogprob.apply(
         hidden_ND[index_K].contiguous(), weight_VD, bias_V, target_N[index_K],
         Scales(temperature, softcap, logit_scale), entropy, top1, filter_eps,
-        None if group is None else Shard(group, first),
+        None if group is None else Shard(group, first), fused,
     )  # fmt: skip
     logp, entropies, hits = (spread(value, index_K, len(target_N)) for value in found)
     return LinearLogprob(logp, entropies if entropy else None, hits if top1 else None)

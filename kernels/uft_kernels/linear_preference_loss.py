@@ -25,6 +25,7 @@ from torch import Tensor
 
 from uft_kernels.backend import accumulation
 from uft_kernels.linear_logprob import (
+    Room,
     Scales,
     autocast,
     check_head,
@@ -33,7 +34,7 @@ from uft_kernels.linear_logprob import (
     linear_logprob_reference,
     slab_gradients,
 )
-from uft_kernels.products import add_product, chunks, product
+from uft_kernels.products import chunks, product
 from uft_kernels.token_logprob import Rows, backward_rows, check_scales, forward_rows
 
 KEEP = 2 * 2**30
@@ -78,9 +79,10 @@ class _LinearPreferenceLoss(torch.autograd.Function):
         rows = Rows(*hidden_ND.new_empty(4, N, dtype=dtype))
         unit_KV = torch.empty(K, V, dtype=hidden_ND.dtype, device=hidden_ND.device)  # e_t - p
         grad_hidden = torch.empty(N, D, dtype=dtype, device=hidden_ND.device)
+        room = Room()
         for part in _chunks(N, K, V, hidden_ND.dtype):
-            logits_NV = head(hidden_ND[part], weight_VD, bias_V)
-            found = forward_rows(logits_NV, target_N[part], **scales.folded)
+            logits_NV = head(hidden_ND[part], weight_VD, bias_V, room.logits(hidden_ND[part], V))
+            found = forward_rows(logits_NV, target_N[part], entropy=False, **scales.folded)
             for whole, value in zip(rows, found):
                 whole[part] = value
             if part.stop <= K:
@@ -88,6 +90,7 @@ class _LinearPreferenceLoss(torch.autograd.Function):
                 backward_rows(logits_NV, target_N[part], found, one_N, None, unit_KV[part], **scales.folded)
                 if wanted[0]:
                     product(unit_KV[part], weight_VD, grad_hidden[part])
+        room = logits_NV = None  # before the slabs
         logp_S = _summed(rows.logp, sequence_N, sequences)
         if not any(wanted):
             return loss(logp_S), logp_S
@@ -104,8 +107,8 @@ class _LinearPreferenceLoss(torch.autograd.Function):
             here = Rows(*(value[tokens] for value in rows))
             return backward_rows(logits_NS, local_N, here, grad_N[tokens], None, out_NS, **scales.folded)
 
-        def kept(total_SD, slab):
-            add_product(total_SD, unit_KV[:, slab].T, scaled_KD)
+        def kept(slab):
+            return product(unit_KV[:, slab].T, scaled_KD)
 
         others, grad_weight, grad_bias = slab_gradients(
             hidden_ND[rest], weight_VD, bias_V, target_N[rest], wanted, gradient, start=kept if K else None

@@ -13,9 +13,12 @@ from torch import Tensor
 
 from uft_kernels.backend import accumulation
 
-BUDGET = 256 * 2**20  # bytes of logits in one chunk of tokens
-SLAB = 96 * 2**20  # bytes of logits and of their gradient in one slab of the vocabulary, in a trained head's backward
-FUSED = False  # logits and their rows in one kernel (`linear_rows`), where nothing else needs the logits
+BUDGET = 512 * 2**20  # bytes of logits in one chunk of tokens
+SLAB = 150 * 2**20  # bytes of one slab of the vocabulary in a trained head's backward: see `slab_entries`
+STRIPE = 1024  # tokens of a slab whose float32 logits are there at a time
+# logits and their rows in one kernel (`linear_rows`), where nothing else needs the logits: never, always, or, with
+# None, where the caller allows it and it was measured to be faster
+FUSED: bool | None = None
 KEEP = 64 * 2**20  # logits smaller than this are kept for the backward and not computed again
 CPU_SLAB = 8192  # rows of a low-precision factor that are converted at a time
 
@@ -59,6 +62,24 @@ def chunks(N: int, V: int, dtype: torch.dtype) -> Iterator[slice]:
     """
     rows = max(1, BUDGET // (V * accumulation(dtype).itemsize))
     return slabs(N, rows // 64 * 64 if rows >= 64 else rows)
+
+
+def slab_entries(tokens: int, D: int, V: int, itemsize: int, *, copies: int = 1, several: bool = False) -> int:
+    """Entries of the vocabulary in one slab, of whose logits' gradients the bytes per entry are
+
+        tokens * itemsize + max(STRIPE * copies * 4, D * 4)      or the sum of both
+
+    Wide slabs read and write the float32 gradient of the hidden states less often.
+
+    tokens    at a time
+    itemsize  of the hidden states
+    copies    how many float32 logits of a stripe are there at a time
+    several   the slab's gradient of the head is summed over several blocks of tokens, and is there beside logits
+    """
+    wide = max(itemsize, 4)
+    stripe, total = min(tokens, STRIPE) * copies * wide, D * wide
+    per_entry = tokens * itemsize + (stripe + total if several else max(stripe, total))
+    return min(V, max(128, SLAB // per_entry // 128 * 128))
 
 
 def fits(N: int, V: int, dtype: torch.dtype, budget: int) -> bool:

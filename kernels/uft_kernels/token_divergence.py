@@ -11,7 +11,8 @@
     dH          / dz = -p (log p + H)
 
 Normalisers, both KLs and the entropy come from one reading of both rows.  With peaks m and k, e = exp(z - m),
-s = sum e and the reference's w, f = exp(w - k), t = sum f,
+s = sum e and the reference's w, f = exp(w - k), t = sum f (z and w with their scales, which in the code stand outside
+of the differences, see `token_logprob`),
 
     KL(p || q) = sum e ((z - m) - (w - k)) / s - (log s - log t)
 
@@ -30,9 +31,19 @@ import torch
 from torch import Tensor
 
 from uft_kernels.backend import accumulation, jit, row_blocks, tl, triton, uses_triton
-from uft_kernels.token_logprob import check_scales, effective, load_logits, onehot_minus, slope
+from uft_kernels.token_logprob import (
+    check_scales,
+    effective,
+    load_raw,
+    onehot_minus,
+    raw,
+    scale_in_kernel,
+    scale_of,
+    slope,
+)
 
 BLOCK_V = 2048
+WARPS = 4  # measured, with BLOCK_V: bench/results/tiles-h200.json
 
 
 class Divergence(NamedTuple):
@@ -74,6 +85,11 @@ class Scales(NamedTuple):
     softcap: float | None = None
     reference_softcap: float | None = None
     js_weight: float | None = None
+
+    @property
+    def of_raw(self) -> tuple[float, float]:
+        """Of raw entries of the policy and of the reference."""
+        return scale_of(self.temperature, self.softcap), scale_of(self.temperature, self.reference_softcap)
 
 
 # ---- reference ----
@@ -117,6 +133,29 @@ def _kl(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 @jit
+def fold_pair(m, s, u, x, k, t, y, z, w, base_2, reference_base_2):
+    """One more block of both rows; when a maximum rises, what was summed so far is corrected."""
+    m_new = tl.maximum(m, tl.max(z, 0))
+    k_new = tl.maximum(k, tl.max(w, 0))
+    a = (z - m_new) * base_2
+    b = (w - k_new) * reference_base_2
+    fall = (m - m_new) * base_2
+    fall_reference = (k - k_new) * reference_base_2
+    rise = fall_reference - fall
+    scale = tl.exp2(fall)
+    e = tl.exp2(a)
+    # where e is 0 its term is, also at minus infinity
+    u = scale * (u + tl.where(s > 0, fall * s, 0.0)) + tl.sum(e * tl.maximum(a, -1.0e4), 0)
+    x = scale * (x - tl.where(s > 0, s * rise, 0.0)) + tl.sum(tl.where(e > 0, e * (a - b), 0.0), 0)
+    s = scale * s + tl.sum(e, 0)
+    scale = tl.exp2(fall_reference)
+    f = tl.exp2(b)
+    y = scale * (y + tl.where(t > 0, t * rise, 0.0)) + tl.sum(tl.where(f > 0, f * (b - a), 0.0), 0)
+    t = scale * t + tl.sum(f, 0)
+    return m_new, s, u, x, k_new, t, y
+
+
+@jit
 def _forward_kernel(
     policy_ptr,  # [N, V], rows policy_stride apart
     reference_ptr,  # [N, V], rows reference_stride apart
@@ -137,47 +176,46 @@ def _forward_kernel(
     BLOCK_V: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64)
+    softcap = tl.cast(softcap, tl.float32)
+    reference_softcap = tl.cast(reference_softcap, tl.float32)
+    js_weight = tl.cast(js_weight, tl.float32)
+    scale = scale_in_kernel(inverse_temperature, softcap, CAPPED)
+    reference_scale = scale_in_kernel(inverse_temperature, reference_softcap, REFERENCE_CAPPED)
     policy_ptr += n * policy_stride
     reference_ptr += n * reference_stride
     # finite, so that a block of -inf logits does not give (-inf) - (-inf)
     m = -3.0e38
-    s = 0.0  # sum of e^(z - m)
+    s = 0.0  # sum of 2^(z - m), both in units of base 2
     u = 0.0  # ... times (z - m)
     x = 0.0  # ... times (z - m) - (w - k)
     k = -3.0e38
-    t = 0.0  # sum of e^(w - k), w the reference's logits
+    t = 0.0  # sum of 2^(w - k), w the reference's logits
     y = 0.0  # ... times (w - k) - (z - m)
-    for start in range(0, V, BLOCK_V):
+    base_2 = scale * 1.4426950408889634
+    reference_base_2 = reference_scale * 1.4426950408889634
+    whole = V // BLOCK_V * BLOCK_V
+    for start in range(0, whole, BLOCK_V):
         v = start + tl.arange(0, BLOCK_V)
-        z = load_logits(policy_ptr, v, V, inverse_temperature, softcap, CAPPED)
-        w = load_logits(reference_ptr, v, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
-        m_new = tl.maximum(m, tl.max(z, 0))
-        k_new = tl.maximum(k, tl.max(w, 0))
-        scale = tl.exp(m - m_new)
-        e = tl.exp(z - m_new)
-        u = scale * (u + tl.where(s > 0, (m - m_new) * s, 0.0)) + tl.sum(tl.where(e > 0, e * (z - m_new), 0.0), 0)
-        rise = (m_new - m) - (k_new - k)
-        x = scale * (x - tl.where(s > 0, s * rise, 0.0)) + tl.sum(
-            tl.where(e > 0, e * ((z - m_new) - (w - k_new)), 0.0), 0
-        )
-        s = scale * s + tl.sum(e, 0)
-        m = m_new
-        scale = tl.exp(k - k_new)
-        e = tl.exp(w - k_new)
-        y = scale * (y + tl.where(t > 0, t * rise, 0.0)) + tl.sum(
-            tl.where(e > 0, e * ((w - k_new) - (z - m_new)), 0.0), 0
-        )
-        t = scale * t + tl.sum(e, 0)
-        k = k_new
+        z = load_raw(policy_ptr, v, V, softcap, CAPPED, MASKED=False)
+        w = load_raw(reference_ptr, v, V, reference_softcap, REFERENCE_CAPPED, MASKED=False)
+        m, s, u, x, k, t, y = fold_pair(m, s, u, x, k, t, y, z, w, base_2, reference_base_2)
+    if whole < V:
+        v = whole + tl.arange(0, BLOCK_V)
+        z = load_raw(policy_ptr, v, V, softcap, CAPPED, MASKED=True)
+        w = load_raw(reference_ptr, v, V, reference_softcap, REFERENCE_CAPPED, MASKED=True)
+        m, s, u, x, k, t, y = fold_pair(m, s, u, x, k, t, y, z, w, base_2, reference_base_2)
+    u *= 0.6931471805599453  # from base 2
+    x *= 0.6931471805599453
+    y *= 0.6931471805599453
     log_s = tl.log(s)
     log_t = tl.log(t)
     shift = log_s - log_t  # exactly 0 for equal rows
     if WITH_TARGET:
         at = tl.load(target_ptr + n) + tl.zeros([1], tl.int64)
-        z_at = load_logits(policy_ptr, at, V, inverse_temperature, softcap, CAPPED)
-        w_at = load_logits(reference_ptr, at, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
-        tl.store(out_ptr + n, tl.sum(z_at - m, 0) - log_s)
-        tl.store(out_ptr + N + n, tl.sum(w_at - k, 0) - log_t)
+        z_at = load_raw(policy_ptr, at, V, softcap, CAPPED, MASKED=True)
+        w_at = load_raw(reference_ptr, at, V, reference_softcap, REFERENCE_CAPPED, MASKED=True)
+        tl.store(out_ptr + n, tl.sum(z_at - m, 0) * scale - log_s)
+        tl.store(out_ptr + N + n, tl.sum(w_at - k, 0) * reference_scale - log_t)
     tl.store(out_ptr + 2 * N + n, m)
     tl.store(out_ptr + 3 * N + n, log_s)
     tl.store(out_ptr + 4 * N + n, k)
@@ -190,10 +228,10 @@ def _forward_kernel(
         from_reference = 0.0
         for start in range(0, V, BLOCK_V):
             v = start + tl.arange(0, BLOCK_V)
-            z = load_logits(policy_ptr, v, V, inverse_temperature, softcap, CAPPED)
-            w = load_logits(reference_ptr, v, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
-            log_p = (z - m) - log_s
-            log_q = (w - k) - log_t
+            z = load_raw(policy_ptr, v, V, softcap, CAPPED, MASKED=True)
+            w = load_raw(reference_ptr, v, V, reference_softcap, REFERENCE_CAPPED, MASKED=True)
+            log_p = (z - m) * scale - log_s
+            log_q = (w - k) * reference_scale - log_t
             log_r = log_mixture(log_p, log_q, js_weight)
             p = tl.exp(log_p)
             q = tl.exp(log_q)
@@ -235,12 +273,17 @@ def _backward_kernel(
 ):
     n = tl.program_id(0).to(tl.int64)
     v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    softcap = tl.cast(softcap, tl.float32)
+    reference_softcap = tl.cast(reference_softcap, tl.float32)
+    js_weight = tl.cast(js_weight, tl.float32)
+    scale = scale_in_kernel(inverse_temperature, softcap, CAPPED)
+    reference_scale = scale_in_kernel(inverse_temperature, reference_softcap, REFERENCE_CAPPED)
     policy_ptr += n * policy_stride
     reference_ptr += n * reference_stride
-    z = load_logits(policy_ptr, v, V, inverse_temperature, softcap, CAPPED)
-    w = load_logits(reference_ptr, v, V, inverse_temperature, reference_softcap, REFERENCE_CAPPED)
-    log_p = (z - tl.load(pair_ptr + 2 * N + n)) - tl.load(pair_ptr + 3 * N + n)
-    log_q = (w - tl.load(pair_ptr + 4 * N + n)) - tl.load(pair_ptr + 5 * N + n)
+    z = load_raw(policy_ptr, v, V, softcap, CAPPED, MASKED=True)
+    w = load_raw(reference_ptr, v, V, reference_softcap, REFERENCE_CAPPED, MASKED=True)
+    log_p = (z - tl.load(pair_ptr + 2 * N + n)) * scale - tl.load(pair_ptr + 3 * N + n)
+    log_q = (w - tl.load(pair_ptr + 4 * N + n)) * reference_scale - tl.load(pair_ptr + 5 * N + n)
     p = tl.exp(log_p)
     kl = tl.load(pair_ptr + 6 * N + n)
     entropy = tl.load(pair_ptr + 8 * N + n)
@@ -252,7 +295,7 @@ def _backward_kernel(
     dz = tl.where(p > 0, p * inside, 0.0) + tl.load(grad_ptr + 2 * N + n) * (p - tl.exp(log_q))
     if WITH_TARGET:
         dz += tl.load(grad_ptr + n) * (tl.where(v == tl.load(target_ptr + n), 1.0, 0.0) - p)
-    dz *= slope(policy_ptr, v, V, inverse_temperature, softcap, CAPPED)
+    dz *= slope(z, inverse_temperature, CAPPED)
     tl.store(gradient_ptr + n * gradient_stride + v, dz.to(gradient_ptr.dtype.element_ty), mask=v < V)
 
 
@@ -267,7 +310,7 @@ def forward_pair(policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | Non
         if N:
             _forward_kernel[(N,)](
                 policy_NV, reference_NV, out if target_N is None else target_N, out, N, policy_NV.stride(0),
-                reference_NV.stride(0), *_arguments(V, scales, target_N),
+                reference_NV.stride(0), *_arguments(V, scales, target_N), num_warps=WARPS,
             )  # fmt: skip
         return Pair(*out)
     pair = Pair(*torch.empty(len(Pair._fields), N, dtype=accumulation(policy_NV.dtype), device=policy_NV.device))
@@ -279,10 +322,12 @@ def forward_pair(policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | Non
 
 
 def _forward_block(policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | None, scales: Scales) -> Pair:
-    z, w = _effective(policy_NV, reference_NV, scales)
+    z, w = raw(policy_NV, scales.softcap), raw(reference_NV, scales.reference_softcap)
     m, k = z.amax(-1, keepdim=True), w.amax(-1, keepdim=True)
-    log_s, log_t = ((row - top).exp().sum(-1, keepdim=True).log() for row, top in ((z, m), (w, k)))
-    log_p, log_q = (z - m) - log_s, (w - k) - log_t
+    scale, reference_scale = scales.of_raw
+    z_m, w_k = (z - m) * scale, (w - k) * reference_scale
+    log_s, log_t = (row.exp().sum(-1, keepdim=True).log() for row in (z_m, w_k))
+    log_p, log_q = z_m - log_s, w_k - log_t
     at = [torch.zeros_like(m) if target_N is None else row.gather(-1, target_N[:, None]) for row in (log_p, log_q)]
     found = [at[0].squeeze(-1), at[1].squeeze(-1), m.squeeze(-1), log_s.squeeze(-1), k.squeeze(-1), log_t.squeeze(-1)]
     p, q, log_ratio = log_p.exp(), log_q.exp(), log_p - log_q
@@ -311,7 +356,7 @@ def backward_pair(
             _backward_kernel[(N, triton.cdiv(V, block))](
                 policy_NV, reference_NV, grads if target_N is None else target_N, torch.stack(list(pair)),
                 grads, out_NV, N, policy_NV.stride(0),
-                reference_NV.stride(0), out_NV.stride(0), *arguments, block,
+                reference_NV.stride(0), out_NV.stride(0), *arguments, block, num_warps=WARPS,
             )  # fmt: skip
         return out_NV
     for block in row_blocks(policy_NV):
@@ -325,9 +370,10 @@ def _backward_block(
     policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | None, pair: Pair, grads: Tensor, scales: Scales,
     reverse: bool,
 ) -> Tensor:  # fmt: skip
-    z, w = _effective(policy_NV, reference_NV, scales)
-    log_p = (z - pair.peak[:, None]) - pair.log_sum[:, None]
-    log_q = (w - pair.reference_peak[:, None]) - pair.reference_log_sum[:, None]
+    z, w = raw(policy_NV, scales.softcap), raw(reference_NV, scales.reference_softcap)
+    scale, reference_scale = scales.of_raw
+    log_p = (z - pair.peak[:, None]) * scale - pair.log_sum[:, None]
+    log_q = (w - pair.reference_peak[:, None]) * reference_scale - pair.reference_log_sum[:, None]
     p, (to_logp, to_kl, to_reverse, to_entropy, to_js) = log_p.exp(), grads[:, :, None]
     inside = to_kl * (log_p - log_q - pair.kl[:, None]) - to_entropy * (log_p + pair.entropy[:, None])
     if scales.js_weight is not None:
@@ -339,16 +385,8 @@ def _backward_block(
     if target_N is not None:
         dz += to_logp * onehot_minus(p, target_N)
     if scales.softcap is not None:
-        t = torch.tanh(policy_NV.to(dz.dtype) / scales.softcap)
-        dz *= (1 - t) * (1 + t)
+        dz *= (1 - z) * (1 + z)
     return dz / scales.temperature
-
-
-def _effective(policy_NV: Tensor, reference_NV: Tensor, scales: Scales) -> tuple[Tensor, Tensor]:
-    return (
-        effective(policy_NV, scales.temperature, scales.softcap),
-        effective(reference_NV, scales.temperature, scales.reference_softcap),
-    )
 
 
 def _arguments(V: int, scales: Scales, target_N: Tensor | None) -> tuple:

@@ -1,13 +1,14 @@
 """Log-probability of one token per row of logits, and the row's entropy, without forming the log-softmax.
 
-    z'[n, v] = c tanh(z[n, v] / c) / T         c softcap (identity without one), T temperature
-    l[n]     = (z'[n, t[n]] - m[n]) - log s[n],    m = max_v z',   s = sum_v exp(z' - m)
-    H[n]     = log s[n] - sum_v p[n, v] (z'[n, v] - m[n]),         p = exp(z' - m) / s
+    z'[n, v] = k r[n, v]                       r = z, k = 1 / T; with a softcap c:  r = tanh(z / c), k = c / T
+    l[n]     = k (r[n, t[n]] - m[n]) - log s[n],   m = max_v r,    s = sum_v exp(k (r - m))
+    H[n]     = log s[n] - sum_v p[n, v] k (r[n, v] - m[n]),        p = exp(k (r - m)) / s
 
     dl / dz'[v] = 1[v = t] - p[v]        dH / dz'[v] = -p[v] (log p[v] + H)        dz' / dz = (1 - tanh^2) / T
 
 Rows whose target is IGNORE have l = 0 and H = 0 and no gradient.  m and log s stay apart: their sum, rounded, would
-cost a near-certain token all its digits.
+cost a near-certain token all its digits; and so would m after the scale k, which is why k stands outside of the
+difference (a compiler contracts k r - m into one rounding, of which m, rounded before, is no part).
 
 The forward reads the logits once and keeps a few float32 per row; the backward reads them once more and writes the
 gradient, over the logits themselves where that is asked for.  The reference keeps an N x V log-softmax in between.
@@ -26,6 +27,7 @@ from uft_kernels.backend import accumulation, jit, row_blocks, tl, triton, uses_
 
 IGNORE = -100
 BLOCK_V = 4096
+WARPS = 4  # measured, with BLOCK_V: bench/results/tiles-h200.json
 ENTRIES = 128  # of a block whose largest logit is kept where that is asked for
 
 
@@ -41,7 +43,7 @@ class Rows(NamedTuple):
 
     logp: Tensor
     entropy: Tensor
-    peak: Tensor  # m
+    peak: Tensor  # m, before the scale
     log_sum: Tensor  # log s
 
 
@@ -69,6 +71,17 @@ def token_logprob_reference(
     return TokenLogprob(logp_N.masked_fill(ignored_N, 0.0), entropy_N.masked_fill(ignored_N, 0.0))
 
 
+def scale_of(temperature: float, softcap: float | None) -> float:
+    """k: what the raw entries are multiplied by."""
+    return (1.0 if softcap is None else softcap) / temperature
+
+
+def raw(logits_NV: Tensor, softcap: float | None) -> Tensor:
+    """r: logits before the scale, in float32 or float64."""
+    logits_NV = logits_NV.to(accumulation(logits_NV.dtype))
+    return logits_NV if softcap is None else torch.tanh(logits_NV / softcap)
+
+
 # ---- kernels ----
 
 
@@ -85,22 +98,62 @@ def tanh(x):
 
 
 @jit
-def load_logits(pointer, v, V, inverse_temperature, softcap, CAPPED: tl.constexpr):
-    """z' [BLOCK_V] in float32, -inf beyond the edge."""
-    z = tl.load(pointer + v, mask=v < V, other=float("-inf")).to(tl.float32)
+def load_raw(pointer, v, V, softcap, CAPPED: tl.constexpr, MASKED: tl.constexpr):
+    """r [BLOCK_V] in float32, -inf beyond the edge; where blocks are whole nothing is compared."""
+    if MASKED:
+        r = tl.load(pointer + v, mask=v < V, other=float("-inf")).to(tl.float32)
+    else:
+        r = tl.load(pointer + v).to(tl.float32)
     if CAPPED:
-        z = tl.where(v < V, softcap * tanh(z / softcap), float("-inf"))
-    return z * inverse_temperature
+        r = tanh(r / softcap)
+        if MASKED:
+            r = tl.where(v < V, r, float("-inf"))
+    return r
 
 
 @jit
-def slope(pointer, v, V, inverse_temperature, softcap, CAPPED: tl.constexpr):
-    """dz' / dz [BLOCK_V]."""
+def scale_in_kernel(inverse_temperature, softcap, CAPPED: tl.constexpr):
+    """k in float32; a compiled graph hands numbers over in float64."""
+    k = tl.cast(inverse_temperature, tl.float32)
     if CAPPED:
-        t = tanh(tl.load(pointer + v, mask=v < V, other=0.0).to(tl.float32) / softcap)
-        return (1 - t) * (1 + t) * inverse_temperature  # t * t would be rounded before it cancels
+        k *= tl.cast(softcap, tl.float32)
+    return k
+
+
+@jit
+def fold(m, s, u, r, base_2, WITH_ENTROPY: tl.constexpr):
+    """One more block: its maximum, sum of 2^x and sum of 2^x x, x = base_2 (r - m).
+
+    When the maximum rises, what was summed so far is rescaled (arXiv:1805.02867).
+    """
+    m_new = tl.maximum(m, tl.max(r, 0))
+    x = (r - m_new) * base_2
+    e = tl.exp2(x)
+    fall = (m - m_new) * base_2
+    scale = tl.exp2(fall)
+    if WITH_ENTROPY:
+        # where e is 0 its term is, also at minus infinity
+        u = scale * (u + tl.where(s > 0, fall * s, 0.0)) + tl.sum(e * tl.maximum(x, -1.0e4), 0)
+    s = scale * s + tl.sum(e, 0)
+    return m_new, s, u
+
+
+@jit
+def slope(r, inverse_temperature, CAPPED: tl.constexpr):
+    """dz' / dz of the raw entries."""
+    k = tl.cast(inverse_temperature, tl.float32)
+    if CAPPED:
+        return (1 - r) * (1 + r) * k  # r * r would be rounded before it cancels
     else:
-        return inverse_temperature + tl.zeros_like(v).to(tl.float32)
+        return k
+
+
+@jit
+def store_maxima(maxima_ptr, n, start, z, V, ENTRIES: tl.constexpr, BLOCK_V: tl.constexpr):
+    b = start // ENTRIES + tl.arange(0, BLOCK_V // ENTRIES)
+    blocks = tl.cdiv(V, ENTRIES)
+    largest = tl.max(tl.reshape(z, [BLOCK_V // ENTRIES, ENTRIES]), 1)
+    tl.store(maxima_ptr + n * blocks + b, largest, mask=b < blocks)
 
 
 @jit
@@ -111,19 +164,23 @@ def _forward_kernel(
     entropy_ptr,
     peak_ptr,
     log_sum_ptr,
-    maxima_ptr,  # [N, B] float32, out: the largest z' of each block; or unused
+    maxima_ptr,  # [N, B] float32, out: the largest r of each block; or unused
     row_stride,
     V,
     inverse_temperature,
     softcap,
     CAPPED: tl.constexpr,
     WITH_MAXIMA: tl.constexpr,
+    WITH_ENTROPY: tl.constexpr,
     IGNORED: tl.constexpr,
     ENTRIES: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     # int64: 16k rows of a 150k vocabulary are more than 2^31 elements
     n = tl.program_id(0).to(tl.int64)
+    softcap = tl.cast(softcap, tl.float32)
+    k = scale_in_kernel(inverse_temperature, softcap, CAPPED)
+    base_2 = k * 1.4426950408889634
     logits_ptr += n * row_stride
     target = tl.load(target_ptr + n)
     if target == IGNORED:
@@ -133,32 +190,30 @@ def _forward_kernel(
         tl.store(log_sum_ptr + n, 0.0)
         return
 
-    # one pass (arXiv:1805.02867): when the maximum rises, what was summed so far is rescaled
     # m starts finite, so that a block of -inf logits does not give (-inf) - (-inf)
     m = -3.0e38
-    s = 0.0  # sum of e^(z' - m)
-    u = 0.0  # sum of e^(z' - m) (z' - m)
-    for start in range(0, V, BLOCK_V):
+    s = 0.0
+    u = 0.0
+    whole = V // BLOCK_V * BLOCK_V
+    for start in range(0, whole, BLOCK_V):
         v = start + tl.arange(0, BLOCK_V)
-        z = load_logits(logits_ptr, v, V, inverse_temperature, softcap, CAPPED)  # [BLOCK_V]
+        r = load_raw(logits_ptr, v, V, softcap, CAPPED, MASKED=False)  # [BLOCK_V]
         if WITH_MAXIMA:
-            b = start // ENTRIES + tl.arange(0, BLOCK_V // ENTRIES)
-            blocks = tl.cdiv(V, ENTRIES)
-            largest = tl.max(tl.reshape(z, [BLOCK_V // ENTRIES, ENTRIES]), 1)
-            tl.store(maxima_ptr + n * blocks + b, largest, mask=b < blocks)
-        m_new = tl.maximum(m, tl.max(z, 0))
-        scale = tl.exp(m - m_new)
-        e = tl.exp(z - m_new)
-        u = scale * (u + tl.where(s > 0, (m - m_new) * s, 0.0)) + tl.sum(tl.where(e > 0, e * (z - m_new), 0.0), 0)
-        s = scale * s + tl.sum(e, 0)
-        m = m_new
+            store_maxima(maxima_ptr, n, start, r, V, ENTRIES, BLOCK_V)
+        m, s, u = fold(m, s, u, r, base_2, WITH_ENTROPY)
+    if whole < V:
+        v = whole + tl.arange(0, BLOCK_V)
+        r = load_raw(logits_ptr, v, V, softcap, CAPPED, MASKED=True)
+        if WITH_MAXIMA:
+            store_maxima(maxima_ptr, n, whole, r, V, ENTRIES, BLOCK_V)
+        m, s, u = fold(m, s, u, r, base_2, WITH_ENTROPY)
     log_s = tl.log(s)
     inside = (target >= 0) & (target < V)
     at = tl.where(inside, target, 0) + tl.zeros([1], tl.int64)
-    z_target = load_logits(logits_ptr, at, V, inverse_temperature, softcap, CAPPED)
+    r_target = load_raw(logits_ptr, at, V, softcap, CAPPED, MASKED=True)
     # a target that is no entry has no log-probability
-    tl.store(logp_ptr + n, tl.where(inside, tl.sum(z_target - m, 0) - log_s, float("nan")))
-    tl.store(entropy_ptr + n, log_s - u / s)
+    tl.store(logp_ptr + n, tl.where(inside, tl.sum(r_target - m, 0) * k - log_s, float("nan")))
+    tl.store(entropy_ptr + n, log_s - u / s * 0.6931471805599453)
     tl.store(peak_ptr + n, m)
     tl.store(log_sum_ptr + n, log_s)
 
@@ -185,6 +240,8 @@ def _backward_kernel(
 ):
     n = tl.program_id(0).to(tl.int64)
     v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    softcap = tl.cast(softcap, tl.float32)
+    k = scale_in_kernel(inverse_temperature, softcap, CAPPED)
     logits_ptr += n * row_stride
     gradient_ptr += n * gradient_stride
     target = tl.load(target_ptr + n)
@@ -192,15 +249,15 @@ def _backward_kernel(
         tl.store(gradient_ptr + v, tl.zeros([BLOCK_V], gradient_ptr.dtype.element_ty), mask=v < V)
         return
 
-    z = load_logits(logits_ptr, v, V, inverse_temperature, softcap, CAPPED)
-    log_p = (z - tl.load(peak_ptr + n)) - tl.load(log_sum_ptr + n)
+    r = load_raw(logits_ptr, v, V, softcap, CAPPED, MASKED=True)
+    log_p = (r - tl.load(peak_ptr + n)) * k - tl.load(log_sum_ptr + n)
     p = tl.exp(log_p)
     # 1[v = t] - p before anything is rounded: what a certain token is short of one must not cancel
     dz = tl.load(grad_logp_ptr + n) * (tl.where(v == target, 1.0, 0.0) - p)
     if WITH_ENTROPY:
         entropy = tl.load(entropy_ptr + n)
         dz -= tl.load(grad_entropy_ptr + n) * tl.where(p > 0, p * (log_p + entropy), 0.0)
-    dz *= slope(logits_ptr, v, V, inverse_temperature, softcap, CAPPED)
+    dz *= slope(r, inverse_temperature, CAPPED)
     tl.store(gradient_ptr + v, dz.to(gradient_ptr.dtype.element_ty), mask=v < V)
 
 
@@ -209,19 +266,19 @@ def _backward_kernel(
 
 def forward_rows(
     logits_NV: Tensor, target_N: Tensor, *, temperature: float = 1.0, softcap: float | None = None,
-    maxima_NB: Tensor | None = None,
+    maxima_NB: Tensor | None = None, entropy: bool = True,
 ) -> Rows:  # fmt: skip
-    """Everything about each row that one reading of the logits gives; `maxima_NB` is filled with the largest entry of
-    each block of ENTRIES, if given."""
+    """Everything about each row that one reading of the logits gives, the entropy where it is asked for; `maxima_NB`
+    is filled with the largest entry of each block of ENTRIES, if given."""
     N, V = logits_NV.shape
     rows = Rows(*torch.empty(4, N, dtype=accumulation(logits_NV.dtype), device=logits_NV.device))
     if not uses_triton(logits_NV):
         for block in row_blocks(logits_NV):
-            z_NV = effective(logits_NV[block], temperature, softcap)
-            found = _forward_block(z_NV, target_N[block])
+            raw_NV = raw(logits_NV[block], softcap)
+            found = _forward_block(raw_NV, target_N[block], scale_of(temperature, softcap))
             if maxima_NB is not None:
                 beyond = maxima_NB.shape[1] * ENTRIES - V
-                padded_NV = torch.nn.functional.pad(z_NV, (0, beyond), value=float("-inf"))
+                padded_NV = torch.nn.functional.pad(raw_NV, (0, beyond), value=float("-inf"))
                 maxima_NB[block] = padded_NV.unflatten(1, (-1, ENTRIES)).amax(-1)
             for whole_N, value_N in zip(rows, found):
                 whole_N[block] = value_N
@@ -230,20 +287,23 @@ def forward_rows(
         _forward_kernel[(N,)](
             logits_NV, target_N, *rows, rows.logp if maxima_NB is None else maxima_NB, logits_NV.stride(0), V,
             1 / temperature, softcap or 1.0, CAPPED=softcap is not None, WITH_MAXIMA=maxima_NB is not None,
-            IGNORED=IGNORE, ENTRIES=ENTRIES, BLOCK_V=block if maxima_NB is None else max(block, ENTRIES),
+            WITH_ENTROPY=entropy, IGNORED=IGNORE, ENTRIES=ENTRIES, num_warps=WARPS,
+            BLOCK_V=block if maxima_NB is None else max(block, ENTRIES),
         )  # fmt: skip
     return rows
 
 
-def _forward_block(z_NV: Tensor, target_N: Tensor) -> Rows:
+def _forward_block(raw_NV: Tensor, target_N: Tensor, scale: float) -> Rows:
     ignored_N = target_N == IGNORE
-    m_N = z_NV.amax(-1)
-    shifted_NV = z_NV - m_N[:, None]
+    m_N = raw_NV.amax(-1)
+    shifted_NV = raw_NV - m_N[:, None]
+    if scale != 1.0:
+        shifted_NV *= scale
     at_target_N = shifted_NV.gather(-1, target_N.masked_fill(ignored_N, 0)[:, None]).squeeze(-1)
     e_NV = shifted_NV.exp()
     s_N = e_NV.sum(-1)
     # where e is 0 its term is, also at minus infinity
-    u_N = e_NV.mul_(shifted_NV.clamp_(min=torch.finfo(z_NV.dtype).min)).sum(-1)
+    u_N = e_NV.mul_(shifted_NV.clamp_(min=torch.finfo(raw_NV.dtype).min)).sum(-1)
     found = Rows(at_target_N - s_N.log(), s_N.log() - u_N / s_N, m_N, s_N.log())
     return Rows(*(value.masked_fill(ignored_N, 0.0) for value in found))
 
@@ -264,19 +324,20 @@ def backward_rows(
                 zero_N if grad_entropy_N is None else grad_entropy_N.float().contiguous(), out_NV,
                 logits_NV.stride(0), out_NV.stride(0), V, 1 / temperature, softcap or 1.0,
                 CAPPED=softcap is not None, WITH_ENTROPY=grad_entropy_N is not None, IGNORED=IGNORE, BLOCK_V=block,
+                num_warps=WARPS,
             )  # fmt: skip
         return out_NV
     for block in row_blocks(logits_NV):
         here, target = Rows(*(value_N[block] for value_N in rows)), target_N[block]
-        log_p_NV = (effective(logits_NV[block], temperature, softcap) - here.peak[:, None]).sub_(here.log_sum[:, None])
+        raw_NV = raw(logits_NV[block], softcap)
+        log_p_NV = (raw_NV - here.peak[:, None]).mul_(scale_of(temperature, softcap)).sub_(here.log_sum[:, None])
         p_NV = log_p_NV.exp() if grad_entropy_N is not None else log_p_NV.exp_()
         dz_NV = onehot_minus(p_NV, target).mul_(grad_logp_N[block, None])
         if grad_entropy_N is not None:
             term_NV = torch.where(p_NV > 0, p_NV * (log_p_NV + here.entropy[:, None]), 0.0)
             dz_NV -= grad_entropy_N[block, None].to(dz_NV.dtype) * term_NV
         if softcap is not None:
-            t_NV = torch.tanh(logits_NV[block].to(dz_NV.dtype) / softcap)
-            dz_NV *= (1 - t_NV) * (1 + t_NV)
+            dz_NV *= (1 - raw_NV) * (1 + raw_NV)
         dz_NV.masked_fill_((target == IGNORE)[:, None], 0.0)  # whatever its logits are
         out_NV[block] = dz_NV if temperature == 1.0 else dz_NV.div_(temperature)
     return out_NV

@@ -26,22 +26,24 @@ class Shard(NamedTuple):
         return local_N.masked_fill((local_N < 0) | (local_N >= V), -1)
 
 
-def merged(parts: Tensor) -> Rows:
+def merged(parts: Tensor, scale: float = 1.0) -> Rows:
     """Rows of the whole vocabulary from those of its shards.
 
     parts   [shards, 5, N]: the fields of Rows, and 1 where the target stands in the shard
+    scale   k of `token_logprob`
 
-        M = max m_r,   s = sum_r s_r e^(m_r - M),   H = log s - sum_r w_r (z_r - M),   w_r = s_r e^(m_r - M) / s
+        M = max m_r,   d_r = k (m_r - M),   s = sum_r s_r e^d_r,   H = log s - sum_r w_r z_r,   w_r = s_r e^d_r / s
 
-    with z_r = m_r + log s_r - H_r, the mean logit of shard r under its own softmax.
+    with z_r = d_r + log s_r - H_r, the mean logit of shard r under its own softmax, less k M.
     """
     logp, entropy, peak, log_sum, owned = parts.unbind(1)  # each [shards, N]
     top = peak.amax(0)
-    mass = (peak - top) + log_sum
+    fall = (peak - top) * scale
+    mass = fall + log_sum
     total = mass.logsumexp(0)
     share = (mass - total).exp()
-    mean = (share * ((peak - top) + (log_sum - entropy))).sum(0)
-    at_target = torch.where(owned > 0, (logp + log_sum) + (peak - top), 0.0).sum(0)
+    mean = (share * (fall + (log_sum - entropy))).sum(0)
+    at_target = torch.where(owned > 0, (logp + log_sum) + fall, 0.0).sum(0)
     return Rows(at_target - total, total - mean, top, total)
 
 

@@ -36,6 +36,8 @@ def test_memory_of_a_trained_head():
     """At most 300 MB beyond the gradients themselves."""
     hidden, weight, target = head(N)
     hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    linear_logprob(hidden[:64], weight, target[:64]).logp.sum().backward()  # cuBLAS asks for memory of its own
+    hidden.grad = weight.grad = None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     linear_logprob(hidden, weight, target, kept=N).logp.sum().backward()
@@ -49,7 +51,8 @@ def test_rows_from_one_kernel_at_real_sizes(entropy, softcap):
     hidden, weight, target = head(300)
     found = fused_rows(hidden, weight, None, target, entropy=entropy, softcap=softcap)
     gold = forward_rows(hidden.double() @ weight.double().T, target, softcap=softcap)
-    eager = forward_rows((hidden.float() @ weight.float().T), target, softcap=softcap)
+    # tensor cores round sums in another way than float32 products do
+    eager = forward_rows(torch.mm(hidden, weight.T, out_dtype=torch.float32), target, softcap=softcap)
     for name in ("logp", *(["entropy"] if entropy else [])):
         assert_no_worse(*(getattr(rows, name)[None] for rows in (found, eager, gold)), slack=8.0)
 

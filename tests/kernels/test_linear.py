@@ -31,6 +31,7 @@ def in_pieces(monkeypatch):
     monkeypatch.setattr(products, "SLAB", 15_000)
     monkeypatch.setattr(products, "KEEP", 0)
     monkeypatch.setattr(LOGPROB, "TOKENS", 16)
+    monkeypatch.setattr(products, "STRIPE", 5)
 
 
 def make(N, D, V, dtype, device, seed=0):
@@ -74,6 +75,8 @@ def compare(run, dtype):
 def test_logprob(shape, scales, trained, dtype, form, device, pieces):
     *tensors, target = make(*shape, dtype, device)
     upstream = torch.randn(2, shape[0], device=device)
+    if not trained and shape[2] == 2:
+        upstream[1] = 0  # of two entries both gradients nearly cancel, and a frozen head rounds each apart
 
     def run(kind, dtype):
         hidden, weight, bias = leaves(tensors, dtype, trained)

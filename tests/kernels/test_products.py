@@ -94,8 +94,12 @@ def test_no_float32_copy_of_the_gradient_of_the_head(operation, tokens, monkeypa
     class Float32(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
-            # sums begin with zeros; a CPU also converts the head for its products
-            if "zeros" in function.name() and out.dtype == torch.float32 and out.shape[-1:] == (D,):
+            # sums begin with zeros or with a product; a CPU also converts the head for its products
+            if (
+                any(word in function.name() for word in ("zeros", "empty"))
+                and out.dtype == torch.float32
+                and out.shape[-1:] == (D,)
+            ):
                 seen.append(len(out))
             return out
 

@@ -40,8 +40,9 @@ def test_matches_reference(N, V, dtype, options, form, device):
     eager = run(token_divergence_reference, policy, reference, upstream, **options)
     gold = run(token_divergence_reference, policy.double(), reference.double(), upstream, **options)
     assert len(found) == (8 if "js_weight" in options else 6)
+    slack = 8.0 if V == 2 else 4.0  # gradients of two entries nearly cancel, in eager by luck
     for each in zip(found, eager, gold):
-        assert_no_worse(*(value[None] if value.ndim == 1 else value for value in each), slack=4.0)
+        assert_no_worse(*(value[None] if value.ndim == 1 else value for value in each), slack=slack)
 
 
 def test_by_hand():
@@ -83,8 +84,8 @@ def test_a_token_that_only_one_side_can_say(form, device):
     found = token_divergence(policy, reference, js_weight=0.5)
     assert torch.isfinite(found.kl).all() and torch.isfinite(found.js).all() and torch.isinf(found.reverse_kl).all()
     gold = token_divergence_reference(policy.double(), reference.double(), js_weight=0.5)
-    torch.testing.assert_close(found.kl.double(), gold.kl)
-    torch.testing.assert_close(found.js.double(), gold.js)
+    torch.testing.assert_close(found.kl.double(), gold.kl, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.js.double(), gold.js, rtol=1e-6, atol=0)
 
 
 def test_the_reference_gets_no_gradient(form, device):
