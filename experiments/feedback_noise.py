@@ -3,7 +3,7 @@
 Arms      on pairs: likelihood of demonstrations and chosen answers; SFT → DPO with replay; joint DPO + likelihood;
           joint UFT.  On scores: SFT → UNA; joint UNA + likelihood
 Noise     0 to 40 % of the judgements turned round: which of the world's hedged pairs is chosen; s becomes 1 − s
-Equal     base weights, seeds, prompts, FLOPs
+Equal     base weights, seeds, prompts; FLOPs among the arms on pairs, and among those on scores
 Unequal   learning rates and betas are those tuned without noise: what is seen is robustness of a setting, not of a
           method that is tuned for noise (the main comparison tunes for 25 %)
           Those for scores were tuned on pairs
@@ -42,6 +42,8 @@ STUDY = Study(
     question="How much noise in feedback does each way of training stand?",
     points=points,
     axis="judgements turned round (%)",
+    equal="base weights, seeds, prompts; FLOPs within 2 % among the arms on pairs and among those on scores, which judge "
+    "one answer where a pair has two",
     note="Learning rates and betas were tuned without noise.",
 )
 
