@@ -42,8 +42,8 @@ STUDY = Study(
     question="How much noise in feedback does each way of training stand?",
     points=points,
     axis="judgements turned round (%)",
-    equal="base weights, seeds, prompts; FLOPs within 2 % among the arms on pairs and among those on scores, which judge "
-    "one answer where a pair has two",
+    equal="base weights, seeds, prompts; FLOPs within 2 % among the arms on pairs and among those on scores, which "
+    "judge one answer where a pair has two",
     note="Learning rates and betas were tuned without noise.",
 )
 
