@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from mixed import Tokenizer, dataset, model, trainer
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from uft.models import load_policy
@@ -173,3 +173,23 @@ def test_run_json_is_json(tmp_path):
     run.train()
     found = json.loads((tmp_path / "run.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert found["objective"]["name"] == "kto" and found["steps"] == 2
+
+
+def test_a_folder_with_an_adapter_is_trained_on(tmp_path):
+    base = model()
+    base.save_pretrained(tmp_path / "base")
+    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LORA)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    policy.save_pretrained(tmp_path / "adapter")
+    run = trainer("sft", dataset(("demonstrations",)), str(tmp_path / "adapter"), output_dir=tmp_path / "run")
+    assert torch.equal(logits(run.model), logits(policy))
+    trained = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+
+
+def test_a_model_that_nothing_of_is_trained_is_refused():
+    with pytest.raises(ValueError, match="found no weight that wants a gradient"):
+        trainer("sft", dataset(("demonstrations",)), model().requires_grad_(False))

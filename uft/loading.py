@@ -16,7 +16,7 @@ from uft.collation import Collator, Cutter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset
 from uft.head import causal_model, fuse_head, unfuse_head
-from uft.models import FrozenReference, Reference, is_peft, load_policy, make_reference
+from uft.models import FrozenReference, Reference, is_peft, load_policy, load_with_adapter, make_reference
 from uft.objective import Objective
 from uft.packing_probe import enable_packing
 
@@ -32,9 +32,13 @@ def tokenizer_of(model: Any, args: UnifiedConfig) -> PreTrainedTokenizerBase:
 
 
 def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Module:
-    """The model to be trained: loaded, with its adapter, without dropout."""
-    policy = load_policy(
+    """The model to be trained: loaded, with its adapter, without dropout.
+
+    A folder that holds an adapter goes on with it.  Raises ValueError where nothing of the model would be trained.
+    """
+    policy = load_with_adapter(
         model,
+        trained=True,
         dtype=args.dtype,
         attn_implementation=args.attn_implementation,
         trust_remote_code=args.trust_remote_code,
@@ -44,6 +48,8 @@ def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Mod
         from peft import get_peft_model
 
         policy = get_peft_model(policy, copy.deepcopy(peft_config))  # which peft changes
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        raise ValueError("model: found no weight that wants a gradient; want some that are trained")
     if args.gradient_checkpointing and is_peft(policy):
         policy.enable_input_require_grads()
     if args.disable_dropout:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
+from transformers.utils import find_adapter_config_file
 from uft_kernels import token_divergence, token_logprob
 
 from uft.attention import packed_inputs, packing_of
@@ -47,6 +48,16 @@ def load_policy(
         if isinstance(model, PretrainedConfig):
             return AutoModelForCausalLM.from_config(model, **options)
         return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
+
+
+def load_with_adapter(model: Any, *, trained: bool, **options: Any) -> nn.Module:
+    """As `load_policy`; a folder or id that holds an adapter gives it on its base model, to be `trained` or frozen."""
+    if not isinstance(model, str) or find_adapter_config_file(model) is None:
+        return load_policy(model, **options)
+    from peft import PeftConfig, PeftModel
+
+    base = load_policy(PeftConfig.from_pretrained(model).base_model_name_or_path, **options)
+    return PeftModel.from_pretrained(base, model, is_trainable=trained)
 
 
 @contextmanager

@@ -1,10 +1,15 @@
 """Jobs: results are kept by content, an interrupted list goes on, a failure is not hidden."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from experiments.jobs import Job, code_fingerprint, file_of, reached, run_jobs
+from experiments.jobs import ROOT, Job, code_fingerprint, file_of, reached, run_jobs
 from experiments.lab.training import run_plan
 
 
@@ -35,6 +40,47 @@ def test_a_failure_is_raised_and_what_was_done_is_kept(tmp_path):
         run_jobs(jobs(tmp_path, 1, -1), cache, workers=1)
     kept = [json.loads(path.read_text())["value"] for path in cache.glob("*.json")]
     assert kept == [2]
+
+
+def wait_long(log: str) -> dict:
+    Path(log).write_text(str(os.getpid()))
+    time.sleep(100)
+    return {}
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    """Which can tell them nothing."""
+    log = tmp_path / "log"
+    code = (
+        "from pathlib import Path; from experiments.jobs import Job, run_jobs; from test_jobs import wait_long\n"
+        f"if __name__ == '__main__': run_jobs([Job('w', wait_long, {{'log': {str(log)!r}}})], Path({str(tmp_path)!r}))"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")])
+    parent = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": path})
+    try:
+        worker = int(within(60, lambda: log.exists() and log.read_text()))
+    finally:
+        parent.kill()
+        parent.wait()
+    within(20, lambda: not alive(worker))
+
+
+def within(seconds, wanted):
+    for _ in range(10 * seconds):
+        if found := wanted():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def alive(process: int) -> bool:
+    """Ended processes whose parent has not looked yet are in state Z."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_the_key_is_the_content(tmp_path):

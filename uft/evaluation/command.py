@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoTokenizer
-from transformers.utils import find_adapter_config_file
 
 from uft.evaluation.config import FIELDS, EvaluationConfig
 from uft.evaluation.report import Report
 from uft.evaluation.suite import evaluate
-from uft.models import AdapterReference, is_peft, load_policy
+from uft.models import AdapterReference, is_peft, load_with_adapter
 from uft.recipe import RecipeError, _known
 
 _OWN = (
@@ -101,17 +100,10 @@ def run(values: Mapping[str, Any]) -> tuple[Report, Path]:
 
 def loaded(name: str, recipe: EvaluationRecipe) -> nn.Module:
     """A model on its device; an adapter on its base model."""
-    adapter = find_adapter_config_file(name) is not None
-    if adapter:
-        from peft import PeftConfig, PeftModel
-
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-    model = load_policy(
-        base if adapter else name, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
+    model = load_with_adapter(
+        name, trained=False, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
         trust_remote_code=recipe.trust_remote_code,
     )  # fmt: skip
-    if adapter:
-        model = PeftModel.from_pretrained(model, name)
     device = recipe.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
