@@ -164,6 +164,8 @@ def main(words: Sequence[str] | None = None) -> int:
     names = arguments.arms or list(ARMS if arguments.full or arguments.search else MAIN)
     tables = arguments.tables or (["flops", "examples"] if arguments.full or arguments.quick else ["flops"])
     cache = arguments.output / "cache"
+    if arguments.results or arguments.full:
+        _check_whole(parser, names, variants, tables)
 
     if arguments.search or arguments.full:
         trials = runner(cache, arguments.workers, part=VALIDATION, curves=False)
@@ -174,7 +176,8 @@ def main(words: Sequence[str] | None = None) -> int:
         about = known.pop("made", {}) | dict.fromkeys(variants, made)
         there = {variant: _of_arms_that_exist(known.get(variant, {})) for variant in variants}
         chosen = {variant: there[variant] | found for variant, found in chosen.items()}
-        write_json(SEARCH, known | chosen | {"made": about})
+        known = known | chosen | {"made": about}
+        write_json(SEARCH, known)
         if arguments.search:
             return 0
     else:
@@ -192,8 +195,8 @@ def main(words: Sequence[str] | None = None) -> int:
         chosen[variant][SFT_STAGE] |= {"learning_rate": arguments.sft_stage, "inside": None}
     found = compare(names, variants, scale, seeds, more, chosen, runner(cache, arguments.workers), tables)
     settings = {
-        "description": describe(scale, seeds, more, chosen), "scale": vars(scale), "seeds": list(seeds),
-        "contrast_seeds": list(more), "arms": names,
+        "description": describe(scale, seeds, more, chosen, known.get("made", {})), "scale": vars(scale),
+        "seeds": list(seeds), "contrast_seeds": list(more), "arms": names,
     }  # fmt: skip
     print(write_report(arguments.output, found, ARMS, chosen, settings))
     if arguments.results or arguments.full:
@@ -203,7 +206,29 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def describe(scale: Scale, seeds: Sequence[int], more: Sequence[int], chosen: dict[str, Any]) -> str:
+def _check_whole(
+    parser: argparse.ArgumentParser, names: Sequence[str], variants: Sequence[str], tables: Sequence[str]
+) -> None:
+    """Results that are there are not written over by a part of them."""
+    path = RESULTS / "summary.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    titles = known.get("tables", {})
+    there = {
+        "arms": known.get("settings", {}).get("arms", []),
+        "variants": sorted({variant for found in titles.values() for variant in found}),
+        "tables": [name for name in ("flops", "examples") if any(name in title.lower() for title in titles)],
+    }
+    for what, asked in (("arms", names), ("variants", variants), ("tables", tables)):
+        if missing := [name for name in there[what] if name not in asked]:
+            parser.error(
+                f"{RESULTS}: found results of {what} that this run lacks: {', '.join(missing)}; want all of them, or a "
+                "run without --results"
+            )
+
+
+def describe(
+    scale: Scale, seeds: Sequence[int], more: Sequence[int], chosen: dict[str, Any], made: dict[str, Any]
+) -> str:
     edges = [
         f"{name} {arm} ({variant})"
         for variant, arms in chosen.items()
@@ -212,6 +237,10 @@ def describe(scale: Scale, seeds: Sequence[int], more: Sequence[int], chosen: di
         if inside is False
     ]
     at_edge = f"At the edge of its range: {', '.join(edges)}." if edges else "Every choice lies inside its range."
+    made = {variant: made[variant] for variant in chosen if variant in made}
+    same = all(found["code"] == code_fingerprint(file_of(run_plan)) for found in made.values())
+    searched = f"searched on {', '.join(sorted({found['date'] for found in made.values()}))}, " if made else ""
+    searched += "with the training code of these runs" if same else "with other training code than that of these runs"
     ten = f"{len(more)} for the contrasts that were named beforehand and " if len(more) > len(seeds) else ""
     return (
         f"The lab's world; {ten}{len(seeds)} seeds. The sequential design draws {scale.sft_draws:,} demonstrations (of "
@@ -219,7 +248,8 @@ def describe(scale: Scale, seeds: Sequence[int], more: Sequence[int], chosen: di
         f"batches of {scale.batch_size}; what that costs with a reference is the compute of every arm in the first "
         "table. The arms that begin with a supervised stage share it, per seed. Every arm's settings, and those of the "
         f"shared stage, had {TRIALS} trials on seed {SEARCH_SEEDS[0]}, the best {FINALISTS} of which were tried again "
-        f"on seeds {', '.join(map(str, SEARCH_SEEDS[1:]))}; the mean over all decided. {at_edge}\n\n"
+        f"on seeds {', '.join(map(str, SEARCH_SEEDS[1:]))}; the mean over all decided "
+        f"({searched}). {at_edge}\n\n"
         "The search has base models of its own and is scored on other prompts and other facts than those reported; no "
         "string of a prompt was ever in a training row. Facts were, in pretraining; and arms that replay documents are "
         "trained on them again, those that are asked about among them. ALRIGHT and MAXRIGHT train one kind of feedback "

@@ -168,11 +168,13 @@ def test_the_world_is_what_it_should_be():
         assert variant["sft_chosen"]["measures"]["alignment"]["mean"] <= 0.9
 
 
-@pytest.mark.parametrize("words", [["--quick", "--search"], ["--quick", "--results"], ["--variants", "labels"]])
+@pytest.mark.parametrize(
+    "words", ["--quick --search", "--quick --results", "--variants labels", "--results --arms base"]
+)
 def test_what_would_overwrite_or_lacks_settings_is_refused(words, tmp_path):
     before = (RESULTS / "search.json").read_bytes()
     with pytest.raises(SystemExit):
-        main([*words, "--output", str(tmp_path)])
+        main([*words.split(), "--output", str(tmp_path)])
     assert (RESULTS / "search.json").read_bytes() == before
 
 
