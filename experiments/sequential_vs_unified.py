@@ -35,7 +35,7 @@ from experiments.lab.data import VARIANTS as LAB_VARIANTS
 from experiments.lab.training import LabStage, Plan, Scale, run_plan
 from experiments.lab.world import VALIDATION
 from experiments.report import write_report
-from experiments.reporting.tables import named_contrasts
+from experiments.reporting.tables import LIKE_WITH_LIKE, named_contrasts
 from experiments.runs import SFT_STAGE, Runner, Settings, run_sharing
 from experiments.search import FINALISTS, TRIALS, retention, score, search
 from uft.record import write_json
@@ -111,19 +111,20 @@ def compare(
     names: Sequence[str], variants: Sequence[str], scale: Scale, seeds: Sequence[int], more: Sequence[int],
     chosen: dict[str, Any], run: Runner, tables: Sequence[str],
 ) -> dict[str, dict[str, dict[str, list[dict[str, Any]]]]]:  # fmt: skip
-    """title of the table -> variant -> arm -> one record per seed.  `more` are the seeds of contrasted arms, where they
-    are other than `seeds`."""
+    """title of the table -> variant -> arm -> one record per seed.  `more` are the seeds of contrasted arms and of
+    those compared like with like, where they are other than `seeds`."""
     titles = {
         "flops": "Equal FLOPs (reference passes counted)",
         "examples": "Equal examples of each kind",
     }
     # the second table is shown for the first form of preferences
     shown = [(equal, v) for equal, v in product(tables, variants) if equal == "flops" or v == variants[0]]
+    alike = {name for pair in LIKE_WITH_LIKE for name in pair}
     wanted = [
         (equal, variant, name, seed)
         for equal, variant in shown
         for name in names
-        for seed in (more if equal == "flops" and name in contrasted(names, chosen[variant]) else seeds)
+        for seed in (more if equal == "flops" and name in {*contrasted(names, chosen[variant]), *alike} else seeds)
     ]
     plans = [
         (f"{ARMS[name].label}, {variant}, seed {seed}", plan_of(name, seed, variant, scale, equal, chosen[variant]))

@@ -14,6 +14,7 @@ from experiments.reporting.tables import (
     COLUMNS,
     COMPUTE_HEADER,
     CONTRASTED,
+    LIKE_WITH_LIKE,
     SHARED,
     Records,
     best_of,
@@ -101,7 +102,7 @@ def comparison_text(summary: Mapping[str, Any], folder: Path, *, prefix: str = "
     detail   also measures beside the main ones, compute and search
     """
     tables, search = summary["tables"], summary["search"]
-    text = [*_named(tables, search)]
+    text = [*_named(tables, search), *_like_with_like(tables)]
     for title, variants in tables.items():
         text += [f"## {title}", ""]
         for variant, arms in variants.items():
@@ -153,6 +154,32 @@ def _named(tables: Mapping[str, Any], search: Mapping[str, Any]) -> list[str]:
         "on demonstrations and chosen answers. p by flipping signs of the seeds' differences, exact, then adjusted for "
         "all rows here (Holm). Nothing else in this report is a test.", "",
         markdown_table(header, shown), "",
+    ]  # fmt: skip
+
+
+def _like_with_like(tables: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for title, variants in tables.items():
+        for variant, arms in variants.items():
+            for a, b in LIKE_WITH_LIKE:
+                if a in arms and b in arms:
+                    x, y = _values(arms[a], "score"), _values(arms[b], "score")
+                    found = [x[seed] - y[seed] for seed in sorted(set(x) & set(y))]
+                    if len(found) > 1:
+                        rows.append(
+                            [f"{arms[a]['label']} − {arms[b]['label']}", title.split(" (")[0].lower(), variant,
+                             signed(interval(found)), f"{effect_size(found):+.1f}",
+                             f"{sum(d > 0 for d in found)} of {len(found)}"]
+                        )  # fmt: skip
+    if not rows:
+        return []
+    header = ["score, paired by seed", "table", "preferences", "difference [95 % interval]", "effect size d",
+              "seeds above 0"]  # fmt: skip
+    return [
+        "## Like with like", "",
+        "Arms that replay the same, or nothing. Chosen after the first of these tables had been seen: described, not "
+        "tested.", "",
+        markdown_table(header, rows), "",
     ]  # fmt: skip
 
 

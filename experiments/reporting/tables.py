@@ -119,6 +119,10 @@ def best_of(family: str, families: Mapping[str, str], chosen: Mapping[str, Any],
     return max(names, key=lambda arm: chosen[arm]["score"], default=None)
 
 
+# What replays the same: pairs that a reader compares, chosen after the first table had been seen.
+LIKE_WITH_LIKE = (("dpo_nll_documents", "sft_chosen_documents"), ("dpo_nll", "sft_una"))
+
+
 def named_contrasts(
     families: Mapping[str, str], chosen: Mapping[str, Any], present: Iterable[str]
 ) -> list[tuple[str, str]]:
