@@ -213,9 +213,7 @@ class _Setup:
             saved = N * s.vocabulary * FLOAT + out + copy
             return saved, saved + out + inputs
         chunk = min(N, products.BUDGET // (s.vocabulary * FLOAT) or 1)
-        # the logits of a chunk are there while the next ones are computed
-        after = min(chunk, N - chunk)
-        loop = s.vocabulary * (FLOAT * (chunk + after) + (a * chunk if self.rank else 0))
+        loop = s.vocabulary * chunk * (FLOAT + (a if self.rank else 0))
         return out + (0 if self.rank else copy), 2 * out + copy + loop + inputs
 
     @property
