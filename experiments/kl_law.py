@@ -37,8 +37,8 @@ REAL_OUTCOMES = {"forgotten": "1 - knowledge (likelihood of held-out text)", "lo
 OWN_CURVE = 8  # runs, from which on a method gets a curve of its own
 LIMITS = """\
 - One small world: the same facts and tasks in every experiment of the lab, and the same base model for a seed. A
-  left-out experiment is new in its settings, not in its models. The study of model sizes is left out, whose base models
-  knew different shares of the facts.
+  left-out experiment is new in its settings, not in its models. The study of model sizes is left out: KL of models
+  of other sizes is measured from other bases.
 - KL is per token, along answers sampled at temperature 1 to fixed prompts (256 of the new task), until their end.
 - "New task" are unmarked skill prompts, which demonstrations teach and preferences are not about. "Prior task" are
   prompts for facts, and facts are also what forgetting is measured on: that KL there predicts better is to be expected.

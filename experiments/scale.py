@@ -51,7 +51,7 @@ MODEL = Study(
     points=by_model,
     axis="millions of weights",
     logarithmic=True,
-    equal="base weights, seeds, data and draws; FLOPs between the arms at each size",
+    equal="seeds, data and draws; base weights and FLOPs between the arms at each size",
     note="Learning rates were tuned at 0.34 million weights and divided by the width.",
 )
 DATA_SIZE = Study(

@@ -242,9 +242,9 @@ def describe(
     same = all(found["code"] == code_fingerprint(file_of(run_plan)) for found in made.values())
     searched = f"searched on {', '.join(sorted({found['date'] for found in made.values()}))}, " if made else ""
     searched += "with the training code of these runs" if same else "with other training code than that of these runs"
-    ten = f"{len(more)} for the contrasts that were named beforehand and " if len(more) > len(seeds) else ""
+    ten = f", {len(more)} for the contrasts and what is compared like with like" if len(more) > len(seeds) else ""
     return (
-        f"The lab's world; {ten}{len(seeds)} seeds. The sequential design draws {scale.sft_draws:,} demonstrations (of "
+        f"The lab's world; {len(seeds)} seeds{ten}. The sequential design draws {scale.sft_draws:,} demonstrations (of "
         f"{scale.demonstrations:,}) and then {scale.preference_draws:,} preferences (of {scale.preferences:,}), in "
         f"batches of {scale.batch_size}; what that costs with a reference is the compute of every arm in the first "
         "table. The arms that begin with a supervised stage share it, per seed. Every arm's settings, and those of the "

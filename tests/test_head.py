@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 from types import MethodType
 
 import pytest
@@ -18,7 +19,7 @@ from uft_kernels import products
 from uft.collation import Collator
 from uft.head import fuse_head, has_fused_head, unfuse_head
 from uft.linear_head import Scales
-from uft.models import AdapterReference, FrozenReference, response_logits, score
+from uft.models import AdapterReference, FrozenReference, make_reference, response_logits, score
 
 SIZES = dict(
     vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -362,3 +363,23 @@ def test_a_filter_of_the_backward_changes_gradients_and_no_value(monkeypatch):
     assert not torch.allclose(found[1][-1], wanted[1][-1])
     # nothing of a model of 1,000 equally likely entries is above 0.01 but what the targets' blocks hold
     assert 0 < int(found[1][-1].any(-1).sum()) < 1000 == int(wanted[1][-1].any(-1).sum())
+
+
+@pytest.mark.parametrize("options", [{}, {"filter_eps": 2.0**-12}, {"head": "lora"}, {"head": "saved"}], ids=str)
+def test_a_reference_sums_in_the_order_of_its_policy(options, monkeypatch):
+    """Where one of several ways is taken by what wants a gradient, both take the same."""
+    seen = []
+    linear = sys.modules["uft.head"].linear_logprob
+
+    def recorded(*args, fused, **rest):
+        seen.append(fused)
+        return linear(*args, fused=fused, **rest)
+
+    monkeypatch.setattr("uft.head.linear_logprob", recorded)
+    policy = family("llama")
+    if head := options.get("head"):
+        lora = {"target_modules": ["q_proj", "lm_head"]} if head == "lora" else {"modules_to_save": ["lm_head"]}
+        policy = get_peft_model(policy, LoraConfig(r=2, task_type="CAUSAL_LM", **lora))
+    fuse_head(policy, options.get("filter_eps", 0.0))
+    score(policy, batch(), make_reference(policy))
+    assert len(seen) == 2 and len(set(seen)) == 1 and seen[0] == (not options.get("filter_eps"))

@@ -188,6 +188,8 @@ def test_a_folder_with_an_adapter_is_trained_on(tmp_path):
     assert torch.equal(logits(run.model), logits(policy))
     trained = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name for name in trained)
+    with pytest.raises(ValueError, match=r"found an adapter in .*, and another one is asked for"):
+        trainer("sft", dataset(("demonstrations",)), str(tmp_path / "adapter"), peft_config=LORA)
 
 
 def test_a_model_that_nothing_of_is_trained_is_refused():

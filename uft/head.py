@@ -153,7 +153,7 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
             return rows[None]
         # one tensor goes through the module's hooks, and every gradient comes back through it: FSDP and DeepSpeed wait
         # for that to gather the head's weight again
-        computed = _compute(state, score, model.head_filter_eps, _is_trained(model))
+        computed = _compute(state, score, model.head_filter_eps, _may_fuse(model))
         values = _as_one(computed)
         found = _of_one(computed, values)
         return values
@@ -170,15 +170,30 @@ def _scored(model: nn.Module, before: Any, args: tuple, kwargs: dict[str, Any], 
     return found
 
 
-def _is_trained(model: nn.Module) -> bool:
-    """Whether the head wants a gradient, or, of a reference, whether that of its policy does."""
-    known = getattr(model, "head_is_trained", None)
-    return any(p.requires_grad for p in model.get_output_embeddings().parameters()) if known is None else known
+def _may_fuse(model: nn.Module) -> bool:
+    """Whether logits and rows may come from one kernel: where the head is trained and no backward is filtered; of a
+    reference, whether they may for its policy."""
+    known = getattr(model, "head_may_fuse", None)
+    if known is not None:
+        return known
+    trained = any(p.requires_grad for p in model.get_output_embeddings().parameters())
+    return trained and not model.head_filter_eps
 
 
-def sums_as(reference: nn.Module, policy: nn.Module) -> None:
-    """A reference that equals its policy has the same log-probabilities to the bit: both sum in the same order."""
-    causal_model(reference).head_is_trained = _is_trained(causal_model(policy))
+@contextmanager
+def sums_as(reference: nn.Module, policy: nn.Module) -> Iterator[None]:
+    """A reference that equals its policy has the same log-probabilities to the bit: both sum in the same order.
+
+    To be entered before an adapter is switched off, which takes its gradients away.
+    """
+    reference, policy = causal_model(reference), causal_model(policy)
+    before = getattr(reference, "head_may_fuse", None)
+    if has_fused_head(policy):
+        reference.head_may_fuse = _may_fuse(policy)
+    try:
+        yield
+    finally:
+        reference.head_may_fuse = before
 
 
 def _sharded_with(head: nn.Module, model: nn.Module) -> FSDPModule | None:
@@ -200,11 +215,11 @@ def _of_one(found: HeadOutput, values: Tensor) -> HeadOutput:
     return HeadOutput(**{**found, **differentiable})
 
 
-def _compute(ours: HeadState, score: Wanted, filter_eps: float, trained: bool) -> HeadOutput:
+def _compute(ours: HeadState, score: Wanted, filter_eps: float, may_fuse: bool) -> HeadOutput:
     kept, target = len(score.target), score.target  # every token counts: nothing to look for
     if score.reference is None:
         found = linear_logprob(
-            ours.hidden, ours.weight, target, ours.bias, kept=kept, filter_eps=filter_eps, fused=trained,
+            ours.hidden, ours.weight, target, ours.bias, kept=kept, filter_eps=filter_eps, fused=may_fuse,
             **ours.scales._asdict(),
         )  # fmt: skip
         return HeadOutput(logp=found.logp)

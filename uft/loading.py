@@ -44,6 +44,8 @@ def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Mod
         trust_remote_code=args.trust_remote_code,
     )
     peft_config = peft_config or args.peft_config()
+    if peft_config is not None and isinstance(model, str) and is_peft(policy):
+        raise ValueError(f"model: found an adapter in {model}, and another one is asked for; want one of them")
     if peft_config is not None and not is_peft(policy):
         from peft import get_peft_model
 

@@ -205,8 +205,8 @@ class FrozenReference(Reference):
 
     @contextmanager
     def applied(self, policy: nn.Module) -> Iterator[nn.Module]:
-        sums_as(self.model, policy)
-        yield self.model
+        with sums_as(self.model, policy):
+            yield self.model
 
 
 class AdapterReference(Reference):
@@ -246,7 +246,7 @@ class AdapterReference(Reference):
         was_training = policy.training
         policy.eval()  # the reference has no dropout, whatever the policy has
         try:
-            with self._switched(peft_model):
+            with sums_as(policy, policy), self._switched(peft_model):
                 yield policy
         finally:
             policy.train(was_training)

@@ -25,7 +25,7 @@ REAL_KL = {
     "kl_from_base_prior": "kl_base_policy/text",
 }
 LAB, REAL = "the lab", "real text"
-OWN_BASES = ("scale",)  # experiments whose base models knew another share of the facts than the others' do
+OWN_BASES = ("scale",)  # experiments whose KL is measured from base models of their own
 
 
 class Run(NamedTuple):
@@ -43,7 +43,7 @@ class Run(NamedTuple):
 def runs_of(results: Sequence[Result]) -> tuple[list[Run], dict[str, int]]:
     """All trained runs that have every KL, each once; and how many of each folder were left out for want of one.
 
-    Experiments with base models of their own have no place: what their bases never knew was not forgotten.
+    Experiments with base models of their own are left out: their KL is measured from other bases.
     """
     found, lacking = [], Counter()
     results = [result for result in results if result.name not in OWN_BASES]

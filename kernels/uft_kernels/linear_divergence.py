@@ -208,7 +208,7 @@ def linear_divergence(
     check_head(reference_hidden_NE, reference_weight_VE, reference_bias_V, target_N)
     if len(weight_VD) != len(reference_weight_VE):
         raise ValueError(f"want heads of one vocabulary, got {len(weight_VD)} and {len(reference_weight_VE)} entries")
-    check_scales(temperature, softcap)
+    check_scales(temperature, softcap, logit_scale, reference_logit_scale)
     check_scales(temperature, reference_softcap)
     check_weight(js_weight)
     for name in differentiable:

@@ -336,7 +336,7 @@ def linear_logprob(
     Raises ValueError where shapes, dtypes or scales do not fit.
     """
     check_head(hidden_ND, weight_VD, bias_V, target_N)
-    check_scales(temperature, softcap)
+    check_scales(temperature, softcap, logit_scale)
     if not 0.0 <= filter_eps < 1.0:
         raise ValueError(f"filter_eps is {filter_eps}; want a probability in [0, 1)")
     if group is not None and (top1 or filter_eps):

@@ -170,7 +170,7 @@ def linear_preference_loss(
     Raises ValueError where shapes, dtypes or scales do not fit.
     """
     check_head(hidden_ND, weight_VD, bias_V, target_N)
-    check_scales(temperature, softcap)
+    check_scales(temperature, softcap, logit_scale)
     if sequence_N.shape != target_N.shape:
         raise ValueError(f"want sequence [N] like target {[*target_N.shape]}, got {[*sequence_N.shape]}")
     hidden_ND, weight_VD, bias_V = autocast(hidden_ND, weight_VD, bias_V)

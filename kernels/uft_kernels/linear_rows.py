@@ -237,7 +237,8 @@ def fused_rows(
         count = len(rows.logp[tokens])
         tiles = triton.cdiv(count, tile["BLOCK_N"]) * triton.cdiv(V, tile["BLOCK_V"])
         parts = torch.zeros(3, triton.cdiv(V, tile["BLOCK_V"]), count, dtype=torch.float32, device=hidden_ND.device)
-        logit_N = torch.empty(count, dtype=torch.float32, device=hidden_ND.device)
+        # a target that is no entry has no log-probability
+        logit_N = torch.full((count,), float("nan"), dtype=torch.float32, device=hidden_ND.device)
         _tile_kernel[(tiles if descriptors is None else min(tiles, _processors(hidden_ND)),)](
             hidden_ND[tokens], weight_VD, weight_VD if bias_V is None else bias_V, target_N[tokens], parts, logit_N,
             hidden_ND.stride(0), weight_VD.stride(0), count, V, D, 1 / temperature, softcap or 1.0,

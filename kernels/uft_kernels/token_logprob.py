@@ -416,8 +416,11 @@ def token_logprob(
     return found if entropy else found.logp
 
 
-def check_scales(temperature: float, softcap: float | None) -> None:
+def check_scales(temperature: float, softcap: float | None, *logit_scales: float) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; want a number > 0")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap is {softcap}; want a number > 0, or None")
+    for logit_scale in logit_scales:
+        if not logit_scale > 0:
+            raise ValueError(f"logit_scale is {logit_scale}; want a number > 0")
