@@ -36,9 +36,8 @@ OUTCOMES = {"forgotten": "share of facts forgotten", "lost": "retention lost sin
 REAL_OUTCOMES = {"forgotten": "1 - knowledge (likelihood of held-out text)", "lost": OUTCOMES["lost"]}
 OWN_CURVE = 8  # runs, from which on a method gets a curve of its own
 LIMITS = """\
-- One small world: the same facts and tasks in every experiment of the lab, and the same base model for a seed. A
-  left-out experiment is new in its settings, not in its models. The study of model sizes is left out: KL of models
-  of other sizes is measured from other bases.
+- One small world: the same facts and tasks in every experiment of the lab, and the same base model for a seed, except
+  where model size is what varies. A left-out experiment is new in its settings, not in its models.
 - KL is per token, along answers sampled at temperature 1 to fixed prompts (256 of the new task), until their end.
 - "New task" are unmarked skill prompts, which demonstrations teach and preferences are not about. "Prior task" are
   prompts for facts, and facts are also what forgetting is measured on: that KL there predicts better is to be expected.

@@ -231,7 +231,7 @@ def describe(
     scale: Scale, seeds: Sequence[int], more: Sequence[int], chosen: dict[str, Any], made: dict[str, Any]
 ) -> str:
     edges = [
-        f"{name} {arm} ({variant})"
+        f"{name} {ARMS[arm].label if arm in ARMS else 'the supervised stage'} ({variant})"
         for variant, arms in chosen.items()
         for arm, found in arms.items()
         for name, inside in (("learning rate of", found["inside"]), ("beta of", found.get("beta_inside")))

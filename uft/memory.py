@@ -40,6 +40,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -229,12 +230,9 @@ class _Setup:
         if self.rank:
             return 2 * N * s.hidden * FLOAT + rows
         at_a_time = min(N, TOKENS)
-        several = at_a_time < N
-        slab = products.slab_entries(at_a_time, s.hidden, s.vocabulary, a, several=several)
-        stripe = 0 if self._kept else min(at_a_time, products.STRIPE) * FLOAT
-        total = s.hidden * FLOAT
-        entry = at_a_time * a + (stripe + total if several else max(stripe, total))
-        return slab * entry + N * s.hidden * FLOAT + rows
+        entry = partial(products.entry_bytes, at_a_time, s.hidden, a, several=at_a_time < N)
+        slab = products.slab_entries(s.vocabulary, entry())
+        return slab * entry(copies=0 if self._kept else 1) + N * s.hidden * FLOAT + rows
 
 
 def estimate(

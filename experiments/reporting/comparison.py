@@ -116,6 +116,12 @@ def _values(arm: Mapping[str, Any], name: str) -> dict[int, float]:
     return {int(seed): value for seed, value in arm["per_seed"][name].items()}
 
 
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[float]:
+    """Of the scores, seed by seed that both have."""
+    x, y = _values(one, "score"), _values(other, "score")
+    return [x[seed] - y[seed] for seed in sorted(set(x) & set(y))]
+
+
 def family_of(name: str, arm: Mapping[str, Any]) -> str:
     """As the summary says; older ones do not."""
     if "family" in arm:
@@ -131,8 +137,7 @@ def _named(tables: Mapping[str, Any], search: Mapping[str, Any]) -> list[str]:
         for variant, arms in variants.items():
             families = {name: family_of(name, arm) for name, arm in arms.items()}
             for a, b in named_contrasts(families, search.get(variant, {}), arms):
-                x, y = _values(arms[a], "score"), _values(arms[b], "score")
-                found = [x[seed] - y[seed] for seed in sorted(set(x) & set(y))]
+                found = _differences(arms[a], arms[b])
                 if len(found) < 2:
                     continue
                 key = f"{title} {variant} {a} {b}"
@@ -162,15 +167,13 @@ def _like_with_like(tables: Mapping[str, Any]) -> list[str]:
     for title, variants in tables.items():
         for variant, arms in variants.items():
             for a, b in LIKE_WITH_LIKE:
-                if a in arms and b in arms:
-                    x, y = _values(arms[a], "score"), _values(arms[b], "score")
-                    found = [x[seed] - y[seed] for seed in sorted(set(x) & set(y))]
-                    if len(found) > 1:
-                        rows.append(
-                            [f"{arms[a]['label']} − {arms[b]['label']}", title.split(" (")[0].lower(), variant,
-                             signed(interval(found)), f"{effect_size(found):+.1f}",
-                             f"{sum(d > 0 for d in found)} of {len(found)}"]
-                        )  # fmt: skip
+                found = _differences(arms[a], arms[b]) if a in arms and b in arms else []
+                if len(found) > 1:
+                    rows.append(
+                        [f"{arms[a]['label']} − {arms[b]['label']}", title.split(" (")[0].lower(), variant,
+                         signed(interval(found)), f"{effect_size(found):+.1f}",
+                         f"{sum(d > 0 for d in found)} of {len(found)}"]
+                    )  # fmt: skip
     if not rows:
         return []
     header = ["score, paired by seed", "table", "preferences", "difference [95 % interval]", "effect size d",

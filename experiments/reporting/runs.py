@@ -25,7 +25,7 @@ REAL_KL = {
     "kl_from_base_prior": "kl_base_policy/text",
 }
 LAB, REAL = "the lab", "real text"
-OWN_BASES = ("scale",)  # experiments whose KL is measured from base models of their own
+OWN_BASES = ("scale",)  # experiments that pretrain base models of their own: what the others' bases kept is not theirs
 
 
 class Run(NamedTuple):
@@ -41,15 +41,12 @@ class Run(NamedTuple):
 
 
 def runs_of(results: Sequence[Result]) -> tuple[list[Run], dict[str, int]]:
-    """All trained runs that have every KL, each once; and how many of each folder were left out for want of one.
-
-    Experiments with base models of their own are left out: their KL is measured from other bases.
-    """
+    """All trained runs that have every KL, each once; and how many of each folder were left out for want of one."""
     found, lacking = [], Counter()
-    results = [result for result in results if result.name not in OWN_BASES]
     bases = _bases(results)
     for result in results:
-        for run in _runs(result, bases.get(_world(result), {})):
+        own = {} if result.name in OWN_BASES else bases.get(_world(result), {})
+        for run in _runs(result, own):
             if all(np.isfinite(value) for value in (*run.kl.values(), run.forgotten)):
                 found.append(run)
             else:

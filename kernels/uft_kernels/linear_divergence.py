@@ -39,6 +39,7 @@ from uft_kernels.linear_logprob import (
     spread,
 )
 from uft_kernels.products import chunks, fits, product
+from uft_kernels.raw_logits import check_scales
 from uft_kernels.token_divergence import (
     Pair,
     Scales,
@@ -47,7 +48,7 @@ from uft_kernels.token_divergence import (
     forward_pair,
     token_divergence_reference,
 )
-from uft_kernels.token_logprob import IGNORE, check_scales, token_logprob_reference
+from uft_kernels.token_logprob import IGNORE, token_logprob_reference
 
 OUTPUTS = ("logp", "kl", "reverse_kl", "entropy", "js")  # those that can have a gradient, in the order of their grads
 

@@ -36,15 +36,14 @@ from uft_kernels import products
 from uft_kernels.backend import accumulation
 from uft_kernels.linear_filter import active_pairs, pair_gradients
 from uft_kernels.linear_rows import fused_gradient, fused_rows, fusible
-from uft_kernels.products import add_product, chunks, fits, product, slab_entries, slabs
+from uft_kernels.products import add_product, chunks, entry_bytes, fits, product, slab_entries, slabs
+from uft_kernels.raw_logits import check_scales, scale_of
 from uft_kernels.token_logprob import (
     ENTRIES,
     IGNORE,
     Rows,
     backward_rows,
-    check_scales,
     forward_rows,
-    scale_of,
     token_logprob_reference,
 )
 from uft_kernels.vocabulary_parallel import Shard, gathered, merged
@@ -255,7 +254,8 @@ def slab_gradients(
     grad_bias = torch.zeros(V, dtype=dtype, device=hidden_ND.device) if wanted[2] else None
     at_a_time = max(1, min(N, TOKENS))
     several = start is not None or at_a_time < N
-    for slab in slabs(V, slab_entries(at_a_time, D, V, hidden_ND.itemsize, copies=copies, several=several)):
+    per_entry = entry_bytes(at_a_time, D, hidden_ND.itemsize, copies=copies, several=several)
+    for slab in slabs(V, slab_entries(V, per_entry)):
         S = slab.stop - slab.start
         # float32 until the whole slab of dW is there, then rounded once
         total_SD = None

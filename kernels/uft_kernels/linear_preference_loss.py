@@ -35,7 +35,8 @@ from uft_kernels.linear_logprob import (
     slab_gradients,
 )
 from uft_kernels.products import chunks, product
-from uft_kernels.token_logprob import Rows, backward_rows, check_scales, forward_rows
+from uft_kernels.raw_logits import check_scales
+from uft_kernels.token_logprob import Rows, backward_rows, forward_rows
 
 KEEP = 2 * 2**30
 

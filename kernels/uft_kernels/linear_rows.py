@@ -8,7 +8,7 @@ they run, so there are no atomics and no locks, and the parts are merged in a fi
 
     M = max_j m,   d_j = k (m_j - M),   s = sum_j s_j e^d_j,   u = sum_j e^d_j (u_j + s_j d_j),   H = log s - u / s
 
-with r and k as in `token_logprob`.
+with r and k as in `raw_logits`.
 
 Hopper and later read through tensor descriptors (TMA), others, AMD's among them, through pointers.
 
@@ -27,7 +27,8 @@ from torch import Tensor
 from uft_kernels import products
 from uft_kernels.backend import jit, tl, triton, uses_triton
 from uft_kernels.products import slabs
-from uft_kernels.token_logprob import IGNORE, Rows, scale_in_kernel, scale_of, slope, tanh
+from uft_kernels.raw_logits import logit_gradient, scale_in_kernel, scale_of, slope, tanh
+from uft_kernels.token_logprob import IGNORE, Rows
 
 TOKENS = 8192  # whose parts are held at a time: 12 bytes per token and tile
 WARPS = 8
@@ -201,13 +202,10 @@ def _gradient_kernel(
         if CAPPED:
             z = tanh(z / softcap)
         log_p = (z - peak[:, None]) * k - log_sum[:, None]
-        p = tl.exp(log_p)
-        # 1[v = t] - p before anything is rounded
-        dz = grad[:, None] * (tl.where(tl.arange(0, BLOCK_V)[None] == here[:, None], 1.0, 0.0) - p)
-        if WITH_ENTROPY:
-            entropy = tl.load(entropy_ptr + n, mask=n < N, other=0.0)
-            grad_entropy = tl.load(grad_entropy_ptr + n, mask=n < N, other=0.0)
-            dz -= grad_entropy[:, None] * tl.where(p > 0, p * (log_p + entropy[:, None]), 0.0)
+        hit = tl.arange(0, BLOCK_V)[None] == here[:, None]
+        entropy = tl.load(entropy_ptr + n, mask=n < N, other=0.0)
+        grad_entropy = tl.load(grad_entropy_ptr + n, mask=n < N, other=0.0)
+        dz = logit_gradient(log_p, hit, grad[:, None], entropy[:, None], grad_entropy[:, None], WITH_ENTROPY)
         dz *= slope(z, inverse_temperature, CAPPED)
         if DESCRIPTORS:
             gradient.store([i * BLOCK_N, j * BLOCK_V], dz.to(gradient_ptr.dtype.element_ty))

@@ -14,7 +14,7 @@ from torch import Tensor
 from uft_kernels.backend import accumulation
 
 BUDGET = 512 * 2**20  # bytes of logits in one chunk of tokens
-SLAB = 150 * 2**20  # bytes of one slab of the vocabulary in a trained head's backward: see `slab_entries`
+SLAB = 150 * 2**20  # bytes of one slab of the vocabulary in a trained head's backward: see `entry_bytes`
 STRIPE = 1024  # tokens of a slab whose float32 logits are there at a time
 # logits and their rows in one kernel (`linear_rows`), where nothing else needs the logits: never, always, or, with
 # None, where the caller allows it and it was measured to be faster
@@ -64,12 +64,10 @@ def chunks(N: int, V: int, dtype: torch.dtype) -> Iterator[slice]:
     return slabs(N, rows // 64 * 64 if rows >= 64 else rows)
 
 
-def slab_entries(tokens: int, D: int, V: int, itemsize: int, *, copies: int = 1, several: bool = False) -> int:
-    """Entries of the vocabulary in one slab, of whose logits' gradients the bytes per entry are
+def entry_bytes(tokens: int, D: int, itemsize: int, *, copies: int = 1, several: bool = False) -> int:
+    """What one entry of the vocabulary takes of a slab in a trained head's backward:
 
-        tokens * itemsize + max(STRIPE * copies * 4, D * 4)      or the sum of both
-
-    Wide slabs read and write the float32 gradient of the hidden states less often.
+        tokens * itemsize + max(STRIPE * copies * 4, D * 4)      or the sum of all three
 
     tokens    at a time
     itemsize  of the hidden states
@@ -78,7 +76,11 @@ def slab_entries(tokens: int, D: int, V: int, itemsize: int, *, copies: int = 1,
     """
     wide = max(itemsize, 4)
     stripe, total = min(tokens, STRIPE) * copies * wide, D * wide
-    per_entry = tokens * itemsize + (stripe + total if several else max(stripe, total))
+    return tokens * itemsize + (stripe + total if several else max(stripe, total))
+
+
+def slab_entries(V: int, per_entry: int) -> int:
+    """Entries in one slab.  Wide slabs read and write the float32 gradient of the hidden states less often."""
     return min(V, max(128, SLAB // per_entry // 128 * 128))
 
 

@@ -12,7 +12,7 @@
 
 Normalisers, both KLs and the entropy come from one reading of both rows.  With peaks m and k, e = exp(z - m),
 s = sum e and the reference's w, f = exp(w - k), t = sum f (z and w with their scales, which in the code stand outside
-of the differences, see `token_logprob`),
+of the differences, see `raw_logits`),
 
     KL(p || q) = sum e ((z - m) - (w - k)) / s - (log s - log t)
 
@@ -31,16 +31,17 @@ import torch
 from torch import Tensor
 
 from uft_kernels.backend import accumulation, jit, row_blocks, tl, triton, uses_triton
-from uft_kernels.token_logprob import (
+from uft_kernels.raw_logits import (
     check_scales,
     effective,
     load_raw,
-    onehot_minus,
     raw,
     scale_in_kernel,
     scale_of,
     slope,
+    times,
 )
+from uft_kernels.token_logprob import onehot_minus
 
 BLOCK_V = 2048
 WARPS = 4  # measured, with BLOCK_V: bench/results/tiles-h200.json
@@ -325,7 +326,7 @@ def _forward_block(policy_NV: Tensor, reference_NV: Tensor, target_N: Tensor | N
     z, w = raw(policy_NV, scales.softcap), raw(reference_NV, scales.reference_softcap)
     m, k = z.amax(-1, keepdim=True), w.amax(-1, keepdim=True)
     scale, reference_scale = scales.of_raw
-    z_m, w_k = (z - m) * scale, (w - k) * reference_scale
+    z_m, w_k = times(z - m, scale), times(w - k, reference_scale)
     log_s, log_t = (row.exp().sum(-1, keepdim=True).log() for row in (z_m, w_k))
     log_p, log_q = z_m - log_s, w_k - log_t
     at = [torch.zeros_like(m) if target_N is None else row.gather(-1, target_N[:, None]) for row in (log_p, log_q)]
@@ -372,8 +373,8 @@ def _backward_block(
 ) -> Tensor:  # fmt: skip
     z, w = raw(policy_NV, scales.softcap), raw(reference_NV, scales.reference_softcap)
     scale, reference_scale = scales.of_raw
-    log_p = (z - pair.peak[:, None]) * scale - pair.log_sum[:, None]
-    log_q = (w - pair.reference_peak[:, None]) * reference_scale - pair.reference_log_sum[:, None]
+    log_p = times(z - pair.peak[:, None], scale) - pair.log_sum[:, None]
+    log_q = times(w - pair.reference_peak[:, None], reference_scale) - pair.reference_log_sum[:, None]
     p, (to_logp, to_kl, to_reverse, to_entropy, to_js) = log_p.exp(), grads[:, :, None]
     inside = to_kl * (log_p - log_q - pair.kl[:, None]) - to_entropy * (log_p + pair.entropy[:, None])
     if scales.js_weight is not None:

@@ -7,8 +7,7 @@
     dl / dz'[v] = 1[v = t] - p[v]        dH / dz'[v] = -p[v] (log p[v] + H)        dz' / dz = (1 - tanh^2) / T
 
 Rows whose target is IGNORE have l = 0 and H = 0 and no gradient.  m and log s stay apart: their sum, rounded, would
-cost a near-certain token all its digits; and so would m after the scale k, which is why k stands outside of the
-difference (a compiler contracts k r - m into one rounding, of which m, rounded before, is no part).
+cost a near-certain token all its digits; for k's place see `raw_logits`.
 
 The forward reads the logits once and keeps a few float32 per row; the backward reads them once more and writes the
 gradient, over the logits themselves where that is asked for.  The reference keeps an N x V log-softmax in between.
@@ -24,6 +23,17 @@ import torch
 from torch import Tensor
 
 from uft_kernels.backend import accumulation, jit, row_blocks, tl, triton, uses_triton
+from uft_kernels.raw_logits import (
+    check_scales,
+    effective,
+    load_raw,
+    logit_gradient,
+    raw,
+    scale_in_kernel,
+    scale_of,
+    slope,
+    times,
+)
 
 IGNORE = -100
 BLOCK_V = 4096
@@ -50,14 +60,6 @@ class Rows(NamedTuple):
 # ---- reference ----
 
 
-def effective(logits_NV: Tensor, temperature: float = 1.0, softcap: float | None = None) -> Tensor:
-    """z': capped and divided by the temperature, in float32 or float64."""
-    logits_NV = logits_NV.to(accumulation(logits_NV.dtype))
-    if softcap is not None:
-        logits_NV = softcap * torch.tanh(logits_NV / softcap)
-    return logits_NV if temperature == 1.0 else logits_NV / temperature
-
-
 def token_logprob_reference(
     logits_NV: Tensor, target_N: Tensor, *, temperature: float = 1.0, softcap: float | None = None
 ) -> TokenLogprob:
@@ -71,53 +73,7 @@ def token_logprob_reference(
     return TokenLogprob(logp_N.masked_fill(ignored_N, 0.0), entropy_N.masked_fill(ignored_N, 0.0))
 
 
-def scale_of(temperature: float, softcap: float | None) -> float:
-    """k: what the raw entries are multiplied by."""
-    return (1.0 if softcap is None else softcap) / temperature
-
-
-def raw(logits_NV: Tensor, softcap: float | None) -> Tensor:
-    """r: logits before the scale, in float32 or float64."""
-    logits_NV = logits_NV.to(accumulation(logits_NV.dtype))
-    return logits_NV if softcap is None else torch.tanh(logits_NV / softcap)
-
-
 # ---- kernels ----
-
-
-@jit
-def tanh(x):
-    # libdevice has one, the interpreter has not; near 0 the exponential form would cancel, so a polynomial stands in
-    # (minimax coefficients of Cephes' tanhf, Moshier)
-    z = x * x
-    small = -5.70498872745e-3 * z + 2.06390887954e-2
-    small = (small * z - 5.37397155531e-2) * z + 1.33314422036e-1
-    small = (small * z - 3.33332819422e-1) * z * x + x
-    wide = 1 - 2 / (tl.exp(2 * tl.abs(x)) + 1)
-    return tl.where(tl.abs(x) < 0.625, small, tl.where(x < 0, -wide, wide))
-
-
-@jit
-def load_raw(pointer, v, V, softcap, CAPPED: tl.constexpr, MASKED: tl.constexpr):
-    """r [BLOCK_V] in float32, -inf beyond the edge; where blocks are whole nothing is compared."""
-    if MASKED:
-        r = tl.load(pointer + v, mask=v < V, other=float("-inf")).to(tl.float32)
-    else:
-        r = tl.load(pointer + v).to(tl.float32)
-    if CAPPED:
-        r = tanh(r / softcap)
-        if MASKED:
-            r = tl.where(v < V, r, float("-inf"))
-    return r
-
-
-@jit
-def scale_in_kernel(inverse_temperature, softcap, CAPPED: tl.constexpr):
-    """k in float32; a compiled graph hands numbers over in float64."""
-    k = tl.cast(inverse_temperature, tl.float32)
-    if CAPPED:
-        k *= tl.cast(softcap, tl.float32)
-    return k
 
 
 @jit
@@ -136,16 +92,6 @@ def fold(m, s, u, r, base_2, WITH_ENTROPY: tl.constexpr):
         u = scale * (u + tl.where(s > 0, fall * s, 0.0)) + tl.sum(e * tl.maximum(x, -1.0e4), 0)
     s = scale * s + tl.sum(e, 0)
     return m_new, s, u
-
-
-@jit
-def slope(r, inverse_temperature, CAPPED: tl.constexpr):
-    """dz' / dz of the raw entries."""
-    k = tl.cast(inverse_temperature, tl.float32)
-    if CAPPED:
-        return (1 - r) * (1 + r) * k  # r * r would be rounded before it cancels
-    else:
-        return k
 
 
 @jit
@@ -251,12 +197,10 @@ def _backward_kernel(
 
     r = load_raw(logits_ptr, v, V, softcap, CAPPED, MASKED=True)
     log_p = (r - tl.load(peak_ptr + n)) * k - tl.load(log_sum_ptr + n)
-    p = tl.exp(log_p)
-    # 1[v = t] - p before anything is rounded: what a certain token is short of one must not cancel
-    dz = tl.load(grad_logp_ptr + n) * (tl.where(v == target, 1.0, 0.0) - p)
-    if WITH_ENTROPY:
-        entropy = tl.load(entropy_ptr + n)
-        dz -= tl.load(grad_entropy_ptr + n) * tl.where(p > 0, p * (log_p + entropy), 0.0)
+    dz = logit_gradient(
+        log_p, v == target, tl.load(grad_logp_ptr + n), tl.load(entropy_ptr + n), tl.load(grad_entropy_ptr + n),
+        WITH_ENTROPY,
+    )  # fmt: skip
     dz *= slope(r, inverse_temperature, CAPPED)
     tl.store(gradient_ptr + v, dz.to(gradient_ptr.dtype.element_ty), mask=v < V)
 
@@ -296,9 +240,7 @@ def forward_rows(
 def _forward_block(raw_NV: Tensor, target_N: Tensor, scale: float) -> Rows:
     ignored_N = target_N == IGNORE
     m_N = raw_NV.amax(-1)
-    shifted_NV = raw_NV - m_N[:, None]
-    if scale != 1.0:
-        shifted_NV *= scale
+    shifted_NV = times(raw_NV - m_N[:, None], scale)
     at_target_N = shifted_NV.gather(-1, target_N.masked_fill(ignored_N, 0)[:, None]).squeeze(-1)
     e_NV = shifted_NV.exp()
     s_N = e_NV.sum(-1)
@@ -330,7 +272,7 @@ def backward_rows(
     for block in row_blocks(logits_NV):
         here, target = Rows(*(value_N[block] for value_N in rows)), target_N[block]
         raw_NV = raw(logits_NV[block], softcap)
-        log_p_NV = (raw_NV - here.peak[:, None]).mul_(scale_of(temperature, softcap)).sub_(here.log_sum[:, None])
+        log_p_NV = times(raw_NV - here.peak[:, None], scale_of(temperature, softcap)).sub_(here.log_sum[:, None])
         p_NV = log_p_NV.exp() if grad_entropy_N is not None else log_p_NV.exp_()
         dz_NV = onehot_minus(p_NV, target).mul_(grad_logp_N[block, None])
         if grad_entropy_N is not None:
@@ -414,13 +356,3 @@ def token_logprob(
         logits_NV = logits_NV.contiguous()
     found = TokenLogprob(*_TokenLogprob.apply(logits_NV, target_N.contiguous(), temperature, softcap, inplace))
     return found if entropy else found.logp
-
-
-def check_scales(temperature: float, softcap: float | None, *logit_scales: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; want a number > 0")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap is {softcap}; want a number > 0, or None")
-    for logit_scale in logit_scales:
-        if not logit_scale > 0:
-            raise ValueError(f"logit_scale is {logit_scale}; want a number > 0")

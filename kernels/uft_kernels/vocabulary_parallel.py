@@ -30,7 +30,7 @@ def merged(parts: Tensor, scale: float = 1.0) -> Rows:
     """Rows of the whole vocabulary from those of its shards.
 
     parts   [shards, 5, N]: the fields of Rows, and 1 where the target stands in the shard
-    scale   k of `token_logprob`
+    scale   k of `raw_logits`
 
         M = max m_r,   d_r = k (m_r - M),   s = sum_r s_r e^d_r,   H = log s - sum_r w_r z_r,   w_r = s_r e^d_r / s
 
