@@ -26,7 +26,7 @@ from torch import Tensor
 
 from uft_kernels.backend import accumulation, jit, tl, triton, uses_triton
 from uft_kernels.products import add_product, product
-from uft_kernels.raw_logits import logit_gradient, scale_in_kernel, slope, tanh
+from uft_kernels.raw_logits import entropy_slope, logp_slope, scale_in_kernel, slope, tanh
 from uft_kernels.token_logprob import ENTRIES, Rows, backward_rows
 
 DENSE = 0.3
@@ -125,9 +125,11 @@ def _logit_gradient_kernel(
     peak, log_sum = tl.load(rows_ptr + N + n), tl.load(rows_ptr + 2 * N + n)
     log_p = (z - peak[:, None]) * k - log_sum[:, None]
     hit = v[None] == tl.load(target_ptr + n)[:, None]
-    grad, grad_entropy = tl.load(grads_ptr + n), tl.load(grads_ptr + N + n)
-    entropy = tl.load(rows_ptr + n)
-    dz = logit_gradient(log_p, hit, grad[:, None], entropy[:, None], grad_entropy[:, None], WITH_ENTROPY)
+    p = tl.exp(log_p)
+    dz = tl.load(grads_ptr + n)[:, None] * logp_slope(p, hit)
+    if WITH_ENTROPY:
+        entropy = tl.load(rows_ptr + n)[:, None]
+        dz -= tl.load(grads_ptr + N + n)[:, None] * entropy_slope(p, log_p, entropy)
     dz = tl.where((v < V)[None], dz * slope(z, inverse_temperature, CAPPED), 0.0)
     at = pair.to(tl.int64)[:, None] * ENTRIES + tl.arange(0, ENTRIES)[None]
     tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=here[:, None])

@@ -27,7 +27,7 @@ from torch import Tensor
 from uft_kernels import products
 from uft_kernels.backend import jit, tl, triton, uses_triton
 from uft_kernels.products import slabs
-from uft_kernels.raw_logits import logit_gradient, scale_in_kernel, scale_of, slope, tanh
+from uft_kernels.raw_logits import entropy_slope, logp_slope, scale_in_kernel, scale_of, slope, tanh
 from uft_kernels.token_logprob import IGNORE, Rows
 
 TOKENS = 8192  # whose parts are held at a time: 12 bytes per token and tile
@@ -202,10 +202,12 @@ def _gradient_kernel(
         if CAPPED:
             z = tanh(z / softcap)
         log_p = (z - peak[:, None]) * k - log_sum[:, None]
-        hit = tl.arange(0, BLOCK_V)[None] == here[:, None]
-        entropy = tl.load(entropy_ptr + n, mask=n < N, other=0.0)
-        grad_entropy = tl.load(grad_entropy_ptr + n, mask=n < N, other=0.0)
-        dz = logit_gradient(log_p, hit, grad[:, None], entropy[:, None], grad_entropy[:, None], WITH_ENTROPY)
+        p = tl.exp(log_p)
+        dz = grad[:, None] * logp_slope(p, tl.arange(0, BLOCK_V)[None] == here[:, None])
+        if WITH_ENTROPY:
+            entropy = tl.load(entropy_ptr + n, mask=n < N, other=0.0)
+            grad_entropy = tl.load(grad_entropy_ptr + n, mask=n < N, other=0.0)
+            dz -= grad_entropy[:, None] * entropy_slope(p, log_p, entropy[:, None])
         dz *= slope(z, inverse_temperature, CAPPED)
         if DESCRIPTORS:
             gradient.store([i * BLOCK_N, j * BLOCK_V], dz.to(gradient_ptr.dtype.element_ty))

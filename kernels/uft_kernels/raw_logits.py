@@ -99,11 +99,12 @@ def slope(r, inverse_temperature, CAPPED: tl.constexpr):
 
 
 @jit
-def logit_gradient(log_p, hit, grad_logp, entropy, grad_entropy, WITH_ENTROPY: tl.constexpr):
-    """dl / dz' and dH / dz', each times what arrives for it.  hit: where the target stands."""
-    p = tl.exp(log_p)
-    # 1[v = t] - p before anything is rounded: what a certain token is short of one must not cancel
-    dz = grad_logp * (tl.where(hit, 1.0, 0.0) - p)
-    if WITH_ENTROPY:
-        dz -= grad_entropy * tl.where(p > 0, p * (log_p + entropy), 0.0)
-    return dz
+def logp_slope(p, hit):
+    """dl / dz': 1[v = t] - p before anything is rounded, for what a certain token is short of one must not cancel."""
+    return tl.where(hit, 1.0, 0.0) - p
+
+
+@jit
+def entropy_slope(p, log_p, entropy):
+    """-dH / dz'; 0 where p is."""
+    return tl.where(p > 0, p * (log_p + entropy), 0.0)

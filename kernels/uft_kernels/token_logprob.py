@@ -26,8 +26,9 @@ from uft_kernels.backend import accumulation, jit, row_blocks, tl, triton, uses_
 from uft_kernels.raw_logits import (
     check_scales,
     effective,
+    entropy_slope,
     load_raw,
-    logit_gradient,
+    logp_slope,
     raw,
     scale_in_kernel,
     scale_of,
@@ -197,10 +198,11 @@ def _backward_kernel(
 
     r = load_raw(logits_ptr, v, V, softcap, CAPPED, MASKED=True)
     log_p = (r - tl.load(peak_ptr + n)) * k - tl.load(log_sum_ptr + n)
-    dz = logit_gradient(
-        log_p, v == target, tl.load(grad_logp_ptr + n), tl.load(entropy_ptr + n), tl.load(grad_entropy_ptr + n),
-        WITH_ENTROPY,
-    )  # fmt: skip
+    p = tl.exp(log_p)
+    dz = tl.load(grad_logp_ptr + n) * logp_slope(p, v == target)
+    if WITH_ENTROPY:
+        entropy = tl.load(entropy_ptr + n)
+        dz -= tl.load(grad_entropy_ptr + n) * entropy_slope(p, log_p, entropy)
     dz *= slope(r, inverse_temperature, CAPPED)
     tl.store(gradient_ptr + v, dz.to(gradient_ptr.dtype.element_ty), mask=v < V)
 
