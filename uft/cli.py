@@ -7,6 +7,7 @@ uft data check FILE... [--max_length N --tokenizer NAME]
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -121,13 +122,20 @@ def evaluate(words: Sequence[str]) -> int:
     return 0
 
 
-def data(words: Sequence[str]) -> int:
-    from uft.data.check import main as check
+DATA_COMMANDS = {
+    "check": "uft.data.check",
+    "filter": "uft.data.filter",
+    "noise": "uft.data.noise",
+    "select": "uft.data.selection",
+    "queue": "uft.data.queue",
+}
 
-    if not words or words[0] != "check":
+
+def data(words: Sequence[str]) -> int:
+    if not words or words[0] not in DATA_COMMANDS:
         print(USAGE, file=sys.stderr)
         return 2
-    return check(words[1:])
+    return importlib.import_module(DATA_COMMANDS[words[0]]).main(words[1:])
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -139,9 +139,11 @@ class _LinearDivergence(torch.autograd.Function):
             ctx.save_for_backward(*effects)
         else:
             ctx.save_for_backward(hidden_ND, weight_VD, bias_V, *reference[:3], target_N, *pair, *kept)
-        outputs = (pair.logp, pair.kl, pair.reverse_kl, pair.entropy, pair.js, pair.reference_logp)
+        # copies: `torch.compile` before torch 2.13 does not take several views of one buffer for outputs
+        outputs = tuple(value.clone() for value in (pair.logp, pair.kl, pair.reverse_kl, pair.entropy, pair.js,
+                                                    pair.reference_logp))  # fmt: skip
         unwanted = [value for name, value in zip(OUTPUTS, outputs) if ctx.frozen and name not in wanted]
-        ctx.mark_non_differentiable(pair.reference_logp, *unwanted)
+        ctx.mark_non_differentiable(outputs[-1], *unwanted)
         return outputs
 
     @staticmethod

@@ -84,19 +84,45 @@ def generate(
             found = f"{len(ids)} tokens and {max_new_tokens} to come"
             raise ValueError(f"prompt {i}: found {found}; want at most {room}, the model's max_position_embeddings")
 
+    written = respond(
+        model, tokenizer, encoded, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        batch_size=batch_size,
+    )  # fmt: skip
+    return [
+        Generation(
+            prompt,
+            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            len(ids),
+            ended,
+        )
+        for prompt, (ids, ended) in zip(prompts, written)
+    ]
+
+
+def respond(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int | Sequence[int] = 0,
+    batch_size: int = 16,
+) -> list[tuple[list[int], bool]]:
+    """One response to each tokenised prompt, in their order: its tokens, EOS included, and whether it ended."""
+    seeds = [seed] if isinstance(seed, int) else list(seed)
     # alike lengths share a batch; the longest come first, so that memory that does not suffice is noticed at once
-    order = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
-    results: dict[int, Generation] = {}
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    results: dict[int, tuple[list[int], bool]] = {}
     with _generating(model, tokenizer, max_new_tokens) as run, _bar(len(order), "generating") as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             sampler = None
             if temperature > 0:
-                luck = np.stack([np.random.default_rng([seed, i]).random(max_new_tokens) for i in batch])
+                luck = np.stack([np.random.default_rng([*seeds, i]).random(max_new_tokens) for i in batch])
                 sampler = Sampler(torch.from_numpy(luck), temperature)
-            for i, ids, ended in zip(batch, *run([encoded[i] for i in batch], sampler)):
-                text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                results[i] = Generation(prompts[i], text, len(ids), ended)
+            for i, ids, ended in zip(batch, *run([list(prompts[i]) for i in batch], sampler)):
+                results[i] = ids, ended
             bar.update(len(batch))
     return [results[i] for i in range(len(prompts))]
 

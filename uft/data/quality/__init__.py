@@ -1,0 +1,1 @@
+"""What is in the feedback: counts, duplicates, contamination, biases, contradictions."""
