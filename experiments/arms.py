@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.lab.reinforcement import Reinforcement
 from experiments.lab.training import LabStage
 from experiments.runs import Settings
 from experiments.search import Space
@@ -115,6 +116,20 @@ def joint(preference: Mapping[str, Any], likelihood_on: str = "demonstrations", 
     return one_stage({"sft": {"loss": "nll", "on": likelihood_on}, "preference": preference, **more}, 1.0)
 
 
+def reinforced(advantage: str, **options: Any) -> Stages:
+    """A reward model on preferences, then the policy against it; beta is the coefficient of the KL.
+
+    Rewards have deviation 1, so that the same coefficient means about the same in every run.
+    """
+
+    def stages(settings: Settings, equal: str) -> tuple[LabStage, ...]:
+        how = Reinforcement(advantage, settings["beta"], **options)
+        budget = "rest" if equal == "flops" else "examples"
+        return (LabStage(advantage, None, settings["learning_rate"], budget=budget, rl=how),)
+
+    return stages
+
+
 # MPO, CPO and ORPO ask for the likelihood of chosen answers; demonstrations join it, under one denominator
 WITH_CHOSEN = "demonstrations+chosen"
 FROM_BASE = (1e-4, 2.5e-3)
@@ -177,6 +192,9 @@ ARMS: dict[str, Arm] = {
     ),
     "paft_linear": Arm("parallel adapters, sum", parallel("linear"), _space((3e-4, 2e-2), 0.2, 20.0), noisy=NOISY_DPO),
     "paft_ties": Arm("parallel adapters, TIES", parallel("ties"), _space((3e-4, 2e-2), 0.2, 20.0), noisy=NOISY_DPO),
+    # ---- the classical last stage: a reward model, and reinforcement learning against it ----
+    "sft_rm_ppo": Arm("SFT → RM → PPO", reinforced("gae"), _space((5e-5, 2e-3), 0.01, 1.0), True),
+    "sft_rm_rloo": Arm("SFT → RM → RLOO", reinforced("rloo"), _space((5e-5, 2e-3), 0.01, 1.0), True),
     # ---- together ----
     "dpo_nll": _unified("unified DPO + NLL", one_stage("dpo_nll", 1.0), 0.2, 20.0, NOISY_DPO),
     "dpo_nll_documents": _unified(

@@ -18,9 +18,11 @@ from transformers import LlamaForCausalLM, PreTrainedModel, TrainerCallback
 from experiments import runs
 from experiments.expected_cost import expected_steps
 from experiments.jobs import code_fingerprint
+from experiments.lab import reinforcement
 from experiments.lab.base import WIDTH, lab_config, load_base
 from experiments.lab.data import demonstrations, documents, examples, preferences
 from experiments.lab.measures import logp, measure, skill_tasks
+from experiments.lab.reinforcement import Reinforcement
 from experiments.lab.tokenizer import lab_tokenizer
 from experiments.lab.world import MARKS, TEST, VALIDATION, make_world
 from experiments.runs import DEMONSTRATIONS, DOCUMENTS, PREFERENCES
@@ -60,6 +62,7 @@ class LabStage:
                    "anew@0.6": the first, and the policy as it is when that share of the stage is done
     parallel       instead of all that: stages that each train an adapter of rank `lora` on the same model, which are
                    then added up by `merge`: "linear" (task arithmetic) or "ties"
+    rl         instead of all that: a reward model on the preferences, and the policy trained against it
     """
 
     name: str
@@ -73,6 +76,7 @@ class LabStage:
     lora: int = 0
     parallel: tuple[LabStage, ...] = ()
     merge: str = "linear"
+    rl: Reinforcement | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,8 @@ def run_plan(
 def _train(plan: Plan, stage: LabStage, model, base, spent: float, part: str, curves: bool):
     if stage.parallel:
         return _train_parallel(plan, stage, model, base, spent, part)
+    if stage.rl is not None:
+        return _reinforce(plan, stage, model, base, spent, part, curves)
     before, start = _copy(model), time.perf_counter()
     curve = _Curve(plan, base, before, part, plan.scale.points if curves else 0)
     trainer = _fit(plan, stage, model, base, spent, [curve])
@@ -261,6 +267,28 @@ def _train_parallel(plan: Plan, stage: LabStage, model, base, spent: float, part
     }
 
 
+def _reinforce(plan: Plan, stage: LabStage, model, base, spent: float, part: str, curves: bool):
+    """A reward model and reinforcement learning against it, on the preferences alone."""
+    scale, before = plan.scale, _copy(model)
+    curve = _Curve(plan, base, before, part, scale.points if curves else 0)
+    trained, record = reinforcement.train(
+        model, _rows(PREFERENCES, scale.preferences, plan.seed, plan.variant), stage.rl, stage.learning_rate,
+        draws=scale.preference_draws, flops=design_flops(plan) - spent if stage.budget == "rest" else None,
+        batch_size=scale.batch_size, seed=plan.seed, callbacks=[curve],
+    )  # fmt: skip
+    record["compute"]["seconds"] -= curve.seconds
+    return trained, {
+        "stage": stage.name,
+        "learning_rate": stage.learning_rate,
+        **record,
+        "wall_seconds": record["compute"]["seconds"] + curve.seconds,
+        "measuring_seconds": curve.seconds,
+        "curve": curve.points,
+        "watched": watched_nll(trained, plan),
+        "measures": _measure(trained, base, before, plan, part),
+    }
+
+
 def merged_adapters(model: PreTrainedModel, adapted: Sequence[PeftModel], how: str) -> PreTrainedModel:
     """The model with the changes of all the adapters that were trained on copies of it: "linear", their sum (task
     arithmetic, arXiv:2212.04089), or "ties" (arXiv:2306.01708), half of each change kept."""
@@ -320,6 +348,7 @@ class _Curve(TrainerCallback):
         if state.global_step in self.steps:
             start = time.perf_counter()
             few = max(4, self.plan.scale.per_operator // 8)
+            model = getattr(model, "policy", model)  # reinforcement trains a critic beside it
             found = _measure(model, self.base, self.reference, self.plan, self.part, per_operator=few)
             self.points.append({"step": state.global_step, "of": state.max_steps, **found})
             self.seconds += time.perf_counter() - start

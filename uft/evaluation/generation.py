@@ -107,10 +107,15 @@ def respond(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
+    places: Sequence[Sequence[int]] | None = None,
     batch_size: int = 16,
 ) -> list[tuple[list[int], bool]]:
-    """One response to each tokenised prompt, in their order: its tokens, EOS included, and whether it ended."""
+    """One response to each tokenised prompt, in their order: its tokens, EOS included, and whether it ended.
+
+    places   numbers that, with the seed, decide each prompt's luck; by default its place in the list
+    """
     seeds = [seed] if isinstance(seed, int) else list(seed)
+    places = [(i,) for i in range(len(prompts))] if places is None else places
     # alike lengths share a batch; the longest come first, so that memory that does not suffice is noticed at once
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     results: dict[int, tuple[list[int], bool]] = {}
@@ -119,7 +124,7 @@ def respond(
             batch = order[start : start + batch_size]
             sampler = None
             if temperature > 0:
-                luck = np.stack([np.random.default_rng([*seeds, i]).random(max_new_tokens) for i in batch])
+                luck = np.stack([np.random.default_rng([*seeds, *places[i]]).random(max_new_tokens) for i in batch])
                 sampler = Sampler(torch.from_numpy(luck), temperature)
             for i, ids, ended in zip(batch, *run([list(prompts[i]) for i in batch], sampler)):
                 results[i] = ids, ended

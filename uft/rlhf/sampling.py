@@ -25,15 +25,20 @@ def sample(
     max_new_tokens: int = 128,
     temperature: float = 1.0,
     seed: int | Sequence[int] = 0,
+    places: Sequence[Sequence[int]] | None = None,
     batch_size: int = 64,
 ) -> list[Example]:
-    """For each prompt an example of kind "score" with `samples` responses of the model; their targets are not known yet.
+    """For each prompt an example of kind "score" with `samples` responses of the model, without targets as yet.
 
     What the prompts' own responses are does not matter.  Source, row and index stay those of the prompt.
+
+    places   numbers of each prompt that, with the seed, decide the luck of its responses; by default where it stands
     """
+    if places is not None:
+        places = [(*place, k) for place in places for k in range(samples)]
     repeated = [example.prompt.tolist() for example in prompts for _ in range(samples)]
     written = respond(
-        model, tokenizer, repeated, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        model, tokenizer, repeated, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, places=places,
         batch_size=batch_size,
     )  # fmt: skip
     responses = [Response(np.array(ids, dtype=np.int32)) for ids, _ in written]
