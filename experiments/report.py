@@ -11,6 +11,7 @@ The comparisons and studies write their own reports through the functions of thi
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reporting.comparison import comparison_text, summary_of
+from experiments.reporting.comparison import comparison_text, most_followed, summary_of
 from experiments.reporting.folders import ResultError, joint_report
 from experiments.reporting.page import write_page
 from experiments.reporting.tables import (
@@ -34,7 +35,7 @@ from experiments.reporting.tables import (
     mean_of,
     terminal_table,
 )
-from uft.record import environment, write_json
+from uft.record import environment, plain, write_json
 
 __all__ = [
     "COLUMNS", "COMPUTE_HEADER", "SHARED", "Records", "by_seed", "compute_rows", "contrast_rows", "lost_since_sft",
@@ -63,6 +64,48 @@ def write_report(
     }
     summary = {"settings": settings, "search": chosen, "tables": found, **environment()}
     write_json(folder / "summary.json", summary)
+    text = ["# Sequential against unified fine-tuning", "", settings["description"], ""]
+    write_page(folder, "\n".join([*text, *comparison_text(summary, folder)]))
+    return "\n".join(
+        line
+        for title, variants in tables.items()
+        for variant, records in variants.items()
+        for line in _in_terminal(f"{title}; preferences: {variant}", records, arms)
+    )
+
+
+def add_arms(
+    folder: Path,
+    tables: Mapping[str, Mapping[str, Records]],
+    arms: Mapping[str, Any],
+    chosen: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Puts arms into the results of a comparison that are in `folder`, whose other arms stay as they are.
+
+    Raises ResultError where the folder holds no results, or has results of one of these arms.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        raise ResultError(f"{path}: not found; want the results of a whole comparison")
+    summary = json.loads(path.read_text())
+    added = list(dict.fromkeys(arm for variants in tables.values() for records in variants.values() for arm in records))
+    for title, variants in tables.items():
+        for variant, records in variants.items():
+            there = summary["tables"].get(title, {}).get(variant)
+            if there is None:
+                raise ResultError(f"{path}: found no table {title!r} of {variant}; want one to add to")
+            if twice := sorted(set(records) & set(there)):
+                raise ResultError(f"{path}: found results of {', '.join(twice)} in {title!r}, {variant}; want new arms")
+            there |= summary_of(records, arms, chosen.get(variant, {}))
+            for arm in set(there) - most_followed(there, chosen.get(variant, {})):
+                there[arm].pop("curve", None)
+    summary["search"] = {**summary["search"], **chosen}
+    settings = summary["settings"]
+    settings["arms"] = [arm for arm in arms if arm in {*settings["arms"], *added}]
+    about = environment()
+    labels = ", ".join(arms[arm].label for arm in added)
+    settings["description"] += f"\n\nAdded on {about['date'][:10]} (commit {about['commit']}): {labels}."
+    write_json(path, plain(summary))
     text = ["# Sequential against unified fine-tuning", "", settings["description"], ""]
     write_page(folder, "\n".join([*text, *comparison_text(summary, folder)]))
     return "\n".join(

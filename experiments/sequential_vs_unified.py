@@ -34,7 +34,8 @@ from experiments.jobs import Job, code_fingerprint, file_of, run_jobs
 from experiments.lab.data import VARIANTS as LAB_VARIANTS
 from experiments.lab.training import LabStage, Plan, Scale, run_plan
 from experiments.lab.world import VALIDATION
-from experiments.report import write_report
+from experiments.report import add_arms, write_report
+from experiments.reporting.folders import ResultError
 from experiments.reporting.tables import LIKE_WITH_LIKE, named_contrasts
 from experiments.runs import SFT_STAGE, Runner, Settings, run_sharing
 from experiments.search import FINALISTS, TRIALS, retention, score, search
@@ -65,10 +66,14 @@ def plan_of(arm: str, seed: int, variant: str, scale: Scale, equal: str, chosen:
 
 
 def search_settings(
-    names: Sequence[str], variant: str, scale: Scale, run: Runner, store: Path | None = None
-) -> dict[str, Any]:
-    """The same number of trials for every arm; the shared supervised stage first, for others begin with it."""
-    chosen: dict[str, Any] = {}
+    names: Sequence[str], variant: str, scale: Scale, run: Runner, store: Path | None = None,
+    shared: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The same number of trials for every arm; the shared supervised stage first, for others begin with it.
+
+    shared   what was found for that stage before, where it is not to be searched again
+    """
+    chosen: dict[str, Any] = {} if shared is None else {SFT_STAGE: shared}
 
     def trial(name: str, seed: int, settings: Settings) -> Plan:
         if name == SFT_STAGE:  # which sees no preferences, whatever their form
@@ -79,7 +84,7 @@ def search_settings(
         # the supervised stage is there to teach and keep, so it is chosen by retention alone
         return (retention if name == SFT_STAGE else score)(record["measures"])
 
-    first = {SFT_STAGE: ARMS["sft"].space}
+    first = {} if shared else {SFT_STAGE: ARMS["sft"].space}
     chosen |= search(first, SEARCH_SEEDS, trial, judge, run, "the supervised stage", store)
     rest = {name: ARMS[name].space_for(variant) for name in names if name in TRAINED}
     chosen |= search(rest, SEARCH_SEEDS, trial, judge, run, f"search {variant}", store)
@@ -144,6 +149,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="toy size: shows that everything runs, nothing else")
     parser.add_argument("--search", action="store_true", help="only the search; writes search.json to the results")
     parser.add_argument("--results", action="store_true", help="also copy what is written into experiments/results")
+    parser.add_argument("--add", action="store_true", help="put the arms named by --arms into experiments/results")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--variants", nargs="+", choices=tuple(LAB_VARIANTS))
     parser.add_argument("--tables", nargs="+", choices=("flops", "examples"))
@@ -154,7 +160,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     arguments = parser.parse_args(words)
-    if arguments.quick and (arguments.search or arguments.full or arguments.results):
+    if arguments.add and (not arguments.arms or arguments.results or arguments.full or arguments.search):
+        parser.error("--add wants --arms, and not --results, --full or --search")
+    if arguments.quick and (arguments.search or arguments.full or arguments.results or arguments.add):
         parser.error("--quick is a toy: it does not go with --search, --full or --results, which keep what they find")
     start = time.monotonic()
 
@@ -171,10 +179,15 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.search or arguments.full:
         trials = runner(cache, arguments.workers, part=VALIDATION, curves=False)
         store = arguments.output / "search.journal"
-        chosen = {variant: search_settings(names, variant, scale, trials, store) for variant in variants}
         known = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
+        # a search of some arms goes on from the shared stage that the others have
+        shared = {variant: known.get(variant, {}).get(SFT_STAGE) if arguments.arms else None for variant in variants}
+        chosen = {
+            variant: search_settings(names, variant, scale, trials, store, shared[variant]) for variant in variants
+        }
         made = {"code": code_fingerprint(file_of(run_plan)), "scale": vars(scale), "date": f"{date.today()}"}
-        about = known.pop("made", {}) | dict.fromkeys(variants, made)
+        searched = [f"{variant}: {arm}" for variant in variants for arm in names] if arguments.arms else variants
+        about = known.pop("made", {}) | dict.fromkeys(searched, made)
         there = {variant: _of_arms_that_exist(known.get(variant, {})) for variant in variants}
         chosen = {variant: there[variant] | found for variant, found in chosen.items()}
         known = known | chosen | {"made": about}
@@ -195,6 +208,12 @@ def main(words: Sequence[str] | None = None) -> int:
     for variant in variants if arguments.sft_stage else ():
         chosen[variant][SFT_STAGE] |= {"learning_rate": arguments.sft_stage, "inside": None}
     found = compare(names, variants, scale, seeds, more, chosen, runner(cache, arguments.workers), tables)
+    if arguments.add:
+        try:
+            print(add_arms(RESULTS, found, ARMS, chosen))
+        except ResultError as problem:
+            parser.error(str(problem))
+        return 0
     settings = {
         "description": describe(scale, seeds, more, chosen, known.get("made", {})), "scale": vars(scale),
         "seeds": list(seeds), "contrast_seeds": list(more), "arms": names,
@@ -238,7 +257,8 @@ def describe(
         if inside is False
     ]
     at_edge = f"At the edge of its range: {', '.join(edges)}." if edges else "Every choice lies inside its range."
-    made = {variant: made[variant] for variant in chosen if variant in made}
+    # of all arms of a form of preferences, or of one that was searched apart
+    made = {name: found for name, found in made.items() if name.partition(": ")[0] in chosen}
     same = all(found["code"] == code_fingerprint(file_of(run_plan)) for found in made.values())
     searched = f"searched on {', '.join(sorted({found['date'] for found in made.values()}))}, " if made else ""
     searched += "with the training code of these runs" if same else "with other training code than that of these runs"

@@ -60,13 +60,16 @@ def summary_of(records: Records, arms: Mapping[str, Any], chosen: Mapping[str, A
     }
 
 
-def _followed(records: Records, arms: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+def _followed(records: Records, arms: Mapping[str, Any], chosen: Mapping[str, Any]) -> set[str]:
+    return most_followed({arm: {"family": arms[arm].family} for arm, r in records.items() if r[0]["compute"]}, chosen)
+
+
+def most_followed(arms: Mapping[str, Mapping[str, Any]], chosen: Mapping[str, Any]) -> set[str]:
     """The arms whose curves are kept and drawn: of each family those that were best in the search."""
-    found = []
-    for family in dict.fromkeys(arms[arm].family for arm in records):
-        own = [arm for arm, runs in records.items() if arms[arm].family == family and runs[0]["compute"]]
-        best = sorted(own, key=lambda arm: -chosen.get(arm, {}).get("score", 0.0))[:CURVES_OF]
-        found += [arm for arm in own if arm in best]
+    found = set()
+    for family in {arm["family"] for arm in arms.values()}:
+        own = [name for name, arm in arms.items() if arm["family"] == family]
+        found |= set(sorted(own, key=lambda name: -chosen.get(name, {}).get("score", 0.0))[:CURVES_OF])
     return found
 
 

@@ -169,9 +169,11 @@ class RewardModel:
     def save(self, folder: str | Path) -> None:
         """Weights in safetensors, tokenizer, and reward.json: written aside and renamed, so whole or absent.
 
-        What was in the folder goes.
+        An earlier reward model in the folder is replaced.  Raises ValueError where something else is there.
         """
         folder = Path(folder)
+        if folder.exists() and (found := sorted(each.name for each in folder.iterdir())) and RECORD not in found:
+            raise ValueError(f"{folder}: holds {found[0]} and no {RECORD}; want an empty folder, or a reward model's")
         aside = folder.parent / f"{folder.name}.{ASIDE}"
         shutil.rmtree(aside, ignore_errors=True)
         self.model.save_pretrained(aside)
