@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import LlamaForCausalLM, TrainerCallback
+from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback
 
 from experiments.lab.measures import MAX_NEW_TOKENS
 from experiments.lab.tokenizer import lab_tokenizer
@@ -75,7 +75,7 @@ def train_rewards(
             output_dir=tempfile.mkdtemp(prefix="reward-"), use_cpu=True, learning_rate=rate, adam_beta2=0.95,
             per_device_train_batch_size=batch_size, max_steps=max(1, round(draws / batch_size)),
             lr_scheduler_type="cosine", warmup_steps=0.05, save_strategy="no", report_to="none", disable_tqdm=True,
-            logging_steps=20, seed=seed + 1000 * member,
+            logging_strategy="no", seed=seed + 1000 * member,
         )  # fmt: skip
         found = train_reward_model(RewardModel.of(model, lab_tokenizer(), seed=seed + 1000 * member), data, args)
         shutil.rmtree(args.output_dir, ignore_errors=True)
@@ -86,16 +86,16 @@ def train_rewards(
 
 def reinforce(
     model: LlamaForCausalLM, rewarding: Rewarding, prompts: Sequence[Example], how: Reinforcement, rate: float,
-    steps: int, seed: int, callbacks: Sequence[TrainerCallback] = (), reference: Any = None,
+    steps: int, seed: int, callbacks: Sequence[TrainerCallback] = (), reference: Any = None, logged: int = 20,
 ) -> RLTrainer:  # fmt: skip
-    """Trains the model itself against the rewards."""
+    """Trains the model itself against the rewards; `logged` so many times."""
     group = 1 if how.advantage == "gae" else how.samples
     args = RLConfig(
         output_dir=tempfile.mkdtemp(prefix="rl-"), use_cpu=True, max_steps=steps, advantage=how.advantage,
         per_device_train_batch_size=how.responses // group, samples=group, kl_coefficient=how.kl,
         learning_rate=rate, critic_learning_rate=how.reward_rate, adam_beta2=0.95, lr_scheduler_type="cosine",
         warmup_steps=0.05, max_grad_norm=1.0, max_new_tokens=MAX_NEW_TOKENS, generation_batch_size=how.responses,
-        save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=max(1, steps // 20), seed=seed,
+        save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=max(1, steps // logged), seed=seed,
     )  # fmt: skip
     rewards, members = rewarding.rewards, rewarding.members
     if how.conservative:
@@ -106,6 +106,7 @@ def reinforce(
         spread=RewardEnsemble(members).spread if len(members) > 1 else None,
         reward_cost=[Cost.of(member.model) for member in members],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.policy.eval()
     shutil.rmtree(args.output_dir, ignore_errors=True)

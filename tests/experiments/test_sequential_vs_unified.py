@@ -39,6 +39,9 @@ def test_every_arm_is_stages_that_can_be_trained(arm):
         for equal in ("flops", "examples"):
             plan = plan_of(arm, 0, variant, TOY, equal, tuned)
             stages = [branch for stage in plan.stages for branch in stage.parallel or (stage,)]
+            if reinforced := [stage.rl for stage in stages if stage.rl is not None]:
+                assert reinforced[0].kl == pytest.approx(tuned[arm]["beta"])
+                continue
             objectives = [make_objective(stage.objective) for stage in stages]  # which refuses what is unknown
             if beta := tuned[arm].get("beta"):
                 numbers = [number for o in objectives for t in o.terms for number in (getattr(t, "beta", 0), t.weight)]

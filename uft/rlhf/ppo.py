@@ -145,7 +145,7 @@ class RLTrainer(GuardedTrainer):
         return self.accelerator.unwrap_model(self.model).critic
 
     def get_train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, batch_size=None, collate_fn=list, generator=torch.Generator())
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=_only, generator=torch.Generator())
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         self.guard.begin()
@@ -168,7 +168,9 @@ class RLTrainer(GuardedTrainer):
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any):
         self.check_folders(resume_from_checkpoint)
         self.identity = {
-            "rl": {n: repr(getattr(self.args, n)) for n in _DECIDING} | {"prompts": self._prompts_digest()}
+            "rl": {name: repr(getattr(self.args, name)) for name in _DECIDING},
+            "data": self._prompts_digest(),
+            "optimiser_state": not self.args.save_only_model,
         }
         if resume_from_checkpoint:
             self.check_resumable(resume_from_checkpoint)
@@ -427,6 +429,10 @@ _DECIDING = (
     "critic_learning_rate", "gamma", "lam", "whiten", "kl_coefficient", "kl_in", "kl_loss", "kl_target",
     "max_new_tokens", "unended_penalty", "seed", "learning_rate", "per_device_train_batch_size", "max_steps",
 )  # fmt: skip
+
+
+def _only(items: list[list[Example]]) -> list[Example]:
+    return items[0]
 
 
 def _mean(value: Any) -> tuple[Tensor, Tensor]:
