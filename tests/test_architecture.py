@@ -33,7 +33,7 @@ def forbidden(folder: str, *packages: str) -> list[str]:
     "folder, packages",
     [
         ("kernels", ("uft", "experiments", "transformers")),
-        ("uft", ("experiments", "trl", "liger_kernel", "cut_cross_entropy")),
+        ("uft", ("experiments", "liger_kernel", "cut_cross_entropy")),
         ("uft/losses", ("transformers", "uft.models", "uft.trainer", "uft.objective", "uft.feedback", "uft_kernels")),
         ("uft/feedback.py", ("transformers", "uft.models", "uft.trainer", "uft.objective", "uft.losses")),
         ("uft/objective.py", ("uft.trainer", "uft.config", "uft.stages", "transformers")),
@@ -41,6 +41,11 @@ def forbidden(folder: str, *packages: str) -> list[str]:
 )
 def test_imports_point_one_way(folder, packages):
     assert forbidden(folder, *packages) == []
+
+
+def test_only_one_module_meets_trl():
+    meets = {f.relative_to(ROOT / "uft").as_posix() for f in (ROOT / "uft").rglob("*.py") if uses(f, "trl")}
+    assert meets == {"rlhf/through_trl.py"}
 
 
 def test_only_models_and_their_head_meet_kernels():
@@ -66,4 +71,5 @@ def test_transformers_imports_from_the_repository_root():
 
 
 def test_uft_needs_neither_triton_nor_datasets():
-    python("import uft, uft.trainer, uft_kernels", hidden=("triton", "datasets", "pyarrow", "jaxtyping", "trl"))
+    modules = "uft, uft.trainer, uft.rlhf.reward, uft.rlhf.through_trl, uft_kernels"
+    python(f"import {modules}", hidden=("triton", "datasets", "pyarrow", "jaxtyping", "trl"))

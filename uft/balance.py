@@ -6,6 +6,7 @@ mapping of JSON values that is saved with every checkpoint; the balancer itself 
     Alright            one term per step, drawn at random                         [XR] ALRIGHT
     Maxright           one term per step, the one with the largest weighted gap   [XR] MAXRIGHT
     ForgettingBudget   as much of the other terms as a measured quantity allows
+    EntropyWeights     weights that fall and rise with the policy's entropy       [SRFT] arXiv:2506.19767
 
 [XR] arXiv:2410.15483.  There the weights are (lambda, 1 - lambda) for preferences and likelihood.  Here the term that
 is chosen gets the sum of all weights, which is 1 there, so that ALRIGHT's step is in the mean that of the weighted sum.
@@ -21,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from uft.feedback import ROWS
+
 Memory = dict[str, Any]  # JSON values, bitwise the same after resumption
 
 
@@ -34,6 +37,8 @@ class Moment:
     present     those of nonzero weight with items in this step
     losses      the mean loss of each present term over this step's data, by a pass without gradient
     measure     metrics of the evaluation data that hold the metric of this name
+    entropy     the policy's mean entropy per counted token of this step's rows of a name (`uft.feedback.ROWS`), in
+                nats, by a pass without gradient; None where the step has none
     """
 
     step: int
@@ -42,6 +47,7 @@ class Moment:
     present: tuple[str, ...]
     losses: Callable[[], dict[str, float]]
     measure: Callable[[str], dict[str, float]]
+    entropy: Callable[[str], float | None] = lambda on: None
 
 
 class Balancer:
@@ -210,8 +216,47 @@ class ForgettingBudget(Balancer):
         return {name: memory[name] for name in ("measured", "violation", "multiplier")}
 
 
+@dataclass(frozen=True)
+class EntropyWeights(Balancer):
+    """w_i exp(-H) for the terms that fall, w_i exp(H) for those that rise; the others keep theirs.  [SRFT]
+
+    H is the policy's mean entropy per token, in nats, on the step's own rows before it: imitate where the policy is
+    sure, explore where it is not.  A step without such rows has the H of the last one, the first the weights w_i.
+
+    falls, rises   names of terms
+    on             the rows on which H is measured, which costs a forward pass over them
+    """
+
+    falls: tuple[str, ...] = ("sft",)
+    rises: tuple[str, ...] = ()
+    on: str = "scores"
+
+    def __post_init__(self):
+        for name in ("falls", "rises"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for part in self.on.split("+") if isinstance(self.on, str) else [self.on]:
+            if not isinstance(part, str) or part.strip() not in ROWS:
+                raise ValueError(f"entropy: on is {self.on!r}; want {', '.join(ROWS)}, or several joined by +")
+
+    def check(self, terms: tuple[str, ...]) -> None:
+        named = (*self.falls, *self.rises)
+        if not named or len(set(named)) < len(named) or not set(named) <= set(terms):
+            found = f"falls is {', '.join(self.falls) or 'nothing'} and rises {', '.join(self.rises) or 'nothing'}"
+            raise ValueError(f"entropy: {found}; want different terms of {', '.join(terms)}")
+
+    def weights(self, now: Moment, memory: Memory) -> dict[str, float]:
+        if (found := now.entropy(self.on)) is not None:
+            memory["entropy"] = found
+        sign = dict.fromkeys(self.falls, -1) | dict.fromkeys(self.rises, 1)
+        return {name: w * math.exp(sign.get(name, 0) * memory.get("entropy", 0.0)) for name, w in now.weights.items()}
+
+    def logged(self, now: Moment, memory: Memory) -> dict[str, float]:
+        return dict(memory)
+
+
 BALANCERS: dict[str, type[Balancer]] = {
-    "alright": Alright, "maxright": Maxright, "forgetting_budget": ForgettingBudget,
+    "alright": Alright, "maxright": Maxright, "forgetting_budget": ForgettingBudget, "entropy": EntropyWeights,
 }  # fmt: skip
 
 

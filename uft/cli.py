@@ -2,6 +2,7 @@
 
 uft train --config recipe.yaml [--key value ...]
 uft eval --config eval.yaml [--key value ...]
+uft reward train --config reward.yaml | evaluate --model FOLDER FILE...
 uft data check FILE... [--max_length N --tokenizer NAME]
 """
 
@@ -27,6 +28,10 @@ USAGE = """usage: uft COMMAND ...
   uft eval --config eval.yaml [--before runs/x/evaluation.json]
       Measures a model as the file says: held-out likelihood, pairs, divergence from a reference, answers. Prints a
       table; evaluation.json and evaluation.md in output_dir. With --before also what was forgotten since then.
+
+  uft reward train --config reward.yaml [--key value ...]
+  uft reward evaluate --model FOLDER FILE...
+      Trains a reward model on pairs, labels and scores; measures its accuracy, calibration and biases.
 
   uft data check FILE... [--tokenizer NAME] [--max_length N]
       Validates data files and prints counts; one line per bad row, exit code 1 if there are any.
@@ -122,6 +127,12 @@ def evaluate(words: Sequence[str]) -> int:
     return 0
 
 
+def reward(words: Sequence[str]) -> int:
+    from uft.rlhf.command import main as run
+
+    return run(words)
+
+
 DATA_COMMANDS = {
     "check": "uft.data.check",
     "filter": "uft.data.filter",
@@ -140,7 +151,7 @@ def data(words: Sequence[str]) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
-    commands = {"train": train, "eval": evaluate, "data": data}
+    commands = {"train": train, "eval": evaluate, "data": data, "reward": reward}
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2

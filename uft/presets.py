@@ -11,6 +11,12 @@ cpo, orpo, simpo, kto, bco, una
 uft              Wang et al. exactly: demonstrations are responses with score 1, one pointwise loss
                  [UFT] arXiv:2410.21438 Eq. 7
 uft_nll          demonstrations by likelihood, feedback by implicit reward
+
+On responses that the policy writes in training (`uft.rlhf.online`):
+
+online_una       scored responses by implicit reward           [UNA]  arXiv:2408.15339 Eq. 13
+chord, chord_phi policy gradient and likelihood, weights mu    [CHORD] arXiv:2508.11408
+srft             the same, weights from the policy's entropy   [SRFT] arXiv:2506.19767
 """
 
 from __future__ import annotations
@@ -20,10 +26,10 @@ from dataclasses import replace
 from typing import Any
 
 from uft import losses
-from uft.balance import make_balancer
+from uft.balance import EntropyWeights, make_balancer
 from uft.objective import Objective
-from uft.schedules import make_weight
-from uft.terms import Divergence, Likelihood, Pairwise, Pointwise, Term
+from uft.schedules import Cosine, Rest, make_weight
+from uft.terms import Divergence, Likelihood, Pairwise, Pointwise, Term, Weight
 
 DEMONSTRATED = "demonstrations+documents"
 
@@ -119,10 +125,55 @@ def uft_nll(
     return Objective((Likelihood("sft", DEMONSTRATED, sft_weight), preference), "uft_nll")
 
 
-PRESETS: dict[str, Callable[..., Objective]] = {
-    f.__name__: f
-    for f in (sft, sft_chosen, dpo, dpo_nll, dpo_chosen_nll, rpo, mpo, cpo, orpo, simpo, kto, bco, una, uft, uft_nll)
-}
+def online_una(beta: float = 0.03, loss: str = "una_mse") -> Objective:
+    """UNA's online form: the implicit reward is regressed on the squashed reward of the policy's own responses."""
+    return Objective((Pointwise("preference", "scores", function=_pointwise(loss), beta=beta),), "online_una")
+
+
+CHORD_MU = Cosine(0.9, 0.05)
+
+
+def chord(sft_weight: Weight = CHORD_MU, loss: str = "nll") -> Objective:
+    """CHORD-mu: (1 - mu) L_GRPO + mu L_SFT, each averaged over its tokens.  Advantages are GRPO's (target "grpo").
+
+    Differs from the paper: mu falls over the whole run, not over its first 200 steps, and every response is used for
+    one update, in which GRPO's ratio is 1 and its clipping idle.
+    """
+    rest = Rest(sft_weight) if callable(sft_weight) else Rest(sft_weight)(0.0)
+    terms = (
+        Likelihood("sft", DEMONSTRATED, sft_weight, losses.LIKELIHOOD[loss]),
+        Pointwise("rl", "scores", rest, losses.reinforce_tokens),
+    )
+    return Objective(terms, "chord")
+
+
+def chord_phi(sft_weight: Weight = 0.1) -> Objective:
+    """CHORD-phi: mu stays 0.1, and a demonstrated token weighs p (1 - p).  Otherwise as `chord`."""
+    return replace(chord(sft_weight, "chord_phi"), name="chord_phi")
+
+
+def srft(
+    sft_weight: Weight = 0.5, positive_weight: Weight = 0.1, negative_weight: Weight = 1.0, on: str = "scores"
+) -> Objective:
+    """0.5 exp(-H) NLL of demonstrations, 0.1 exp(H) and 1 times the policy gradient of responses with rewards +1, -1.
+
+    H is the policy's mean entropy per token on the step's own responses, measured before the step (target "signed").
+    Differs from the paper: without its third part, the group-normalised gradient on demonstrations as if the policy had
+    written them, and averages are over tokens, of which the paper says nothing.
+    """
+    terms = (
+        Likelihood("sft", DEMONSTRATED, sft_weight),
+        Pointwise("positive", on, positive_weight, losses.reinforce_positive),
+        Pointwise("negative", on, negative_weight, losses.reinforce_negative),
+    )
+    return Objective(terms, "srft", EntropyWeights(falls=("sft",), rises=("positive",), on=on))
+
+
+_ALL = (
+    sft, sft_chosen, dpo, dpo_nll, dpo_chosen_nll, rpo, mpo, cpo, orpo, simpo, kto, bco, una, uft, uft_nll, online_una,
+    chord, chord_phi, srft,
+)  # fmt: skip
+PRESETS: dict[str, Callable[..., Objective]] = {f.__name__: f for f in _ALL}
 
 
 def make_objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
@@ -147,7 +198,8 @@ def make_objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
     balancer = make_balancer(spec.pop("balance", None))
     if "preset" not in spec:
         return Objective(tuple(_term(name, dict(options)) for name, options in spec.items()), balancer=balancer)
-    return replace(_of_preset(spec), balancer=balancer)
+    objective = _of_preset(spec)
+    return replace(objective, balancer=balancer or objective.balancer)
 
 
 def _of_preset(spec: dict[str, Any]) -> Objective:
@@ -166,7 +218,7 @@ def _of_preset(spec: dict[str, Any]) -> Objective:
             "kl", kl.get("kl_on", "demonstrations+responses"), kl.get("kl_weight", 1.0),
             kl.get("kl_direction", "policy_reference"),
         )  # fmt: skip
-        objective = Objective((*objective.terms, term), objective.name)
+        objective = replace(objective, terms=(*objective.terms, term))
     return objective
 
 
@@ -186,7 +238,11 @@ def _term(name: str, options: dict[str, Any]) -> Term:
         return Pairwise(name, **common, function=losses.PAIRWISE[loss], options=options, **beta)
     if loss in losses.POINTWISE:
         return Pointwise(name, **common, function=losses.POINTWISE[loss], options=options, **beta)
-    known = ", ".join([*losses.LIKELIHOOD, *losses.PAIRWISE, *losses.POINTWISE])
+    if loss in losses.POLICY_GRADIENT:
+        if beta or options:
+            raise ValueError(f"term {name!r}: a policy gradient has no option {', '.join([*beta, *options])}")
+        return Pointwise(name, **{"on": "scores", **common}, function=losses.POLICY_GRADIENT[loss])
+    known = ", ".join([*losses.LIKELIHOOD, *losses.PAIRWISE, *losses.POINTWISE, *losses.POLICY_GRADIENT])
     raise ValueError(f"term {name!r}: loss is {loss!r}; want one of {known}")
 
 

@@ -206,8 +206,8 @@ class _Parser(HfArgumentParser):
         raise RecipeError(re.sub(r"^argument --([^/:]+)[^:]*", r"\1", message))
 
 
-def parse_config(values: Mapping[str, Any], where: str = "") -> UnifiedConfig:
-    """A UnifiedConfig from plain values, converted to the types of its fields."""
+def parse_config(values: Mapping[str, Any], where: str = "", of: type = UnifiedConfig) -> Any:
+    """A UnifiedConfig, or another dataclass, from plain values, converted to the types of its fields."""
     words: list[str] = []
     for key, value in values.items():
         if value is None:
@@ -217,7 +217,7 @@ def parse_config(values: Mapping[str, Any], where: str = "") -> UnifiedConfig:
     if "output_dir" not in values:
         words += ["--output_dir", "runs/unified"]
     try:
-        return _Parser(UnifiedConfig, allow_abbrev=False).parse_args_into_dataclasses(words)[0]
+        return _Parser(of, allow_abbrev=False).parse_args_into_dataclasses(words)[0]
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{where}{error}") from None
 

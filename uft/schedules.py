@@ -4,6 +4,7 @@
     Linear(1, 0)           start + (end - start) p
     Cosine(1, 0)           end + (start - end) (1 + cos(pi p)) / 2
     Step(0.5, 1, 0)        before while p < at, after from then on
+    Rest(weight)           1 - weight(p), what another weight leaves of 1
 
 The last step has p = 1 - 1/steps, so that an `end` of 0 is approached and not reached.  In YAML a weight is a mapping,
 {schedule: cosine, start: 1.0, end: 0.0}; any other function of p is a weight as well.
@@ -72,6 +73,22 @@ class Step(_Schedule):
 
     def __call__(self, progress: float) -> float:
         return self.before if progress < self.at else self.after
+
+
+@dataclass(frozen=True)
+class Rest:
+    """1 less another weight: of two terms that share a weight of 1.  Raises ValueError where that is above 1."""
+
+    weight: float | Callable[[float], float]
+
+    def __post_init__(self):
+        self(0.0)
+
+    def __call__(self, progress: float) -> float:
+        weight = self.weight(progress) if callable(self.weight) else self.weight
+        if not 0 <= weight <= 1:
+            raise ValueError(f"a weight of which the rest is wanted is {weight}; want 0 <= weight <= 1")
+        return 1 - weight
 
 
 SCHEDULES: dict[str, Callable[..., _Schedule]] = {c.__name__.lower(): c for c in (Constant, Linear, Cosine, Step)}

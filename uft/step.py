@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from uft.balance import Moment
 from uft.collation import MicroBatches
 from uft.conflict import check_conflict, gradient_conflict
+from uft.entropy import summed_entropy
 from uft.feedback import Batch
 from uft.loader import even_passes
 from uft.objective import Objective
@@ -100,6 +101,7 @@ class StepPlanner(TrainerCallback):
             present=tuple(name for (name, weight), n in zip(own.items(), counts.tolist()) if weight and n),
             losses=lambda: self._measured_losses(items, trainer.objective.at(own)),
             measure=self._measured_quantity,
+            entropy=lambda on: self._measured_entropy(items, on),
         )
         memory = trainer.run_state.balance
         weights = self.balancer.weights(now, memory)
@@ -124,6 +126,23 @@ class StepPlanner(TrainerCallback):
                 self.saw(objective(scored, ones, statistics)[1])
         model.train(was_training)
         return self._take_losses()
+
+    @torch.no_grad()
+    def _measured_entropy(self, items: list[MicroBatches], on: str) -> float | None:
+        """See `Moment.entropy`; a forward pass over all that is trained on."""
+        trainer, model, cost = self.trainer, self.trainer.model_wrapped, self.trainer.meter.cost
+        was_training = model.training
+        model.eval()
+        found = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
+        items = even_passes(items, trainer.data_collator, trainer.accelerator)
+        for batch in (batch for item in items for batch in item.of_gradient):
+            n = batch.length.numpy().astype("int64")
+            trainer.run_state.count(policy_forwards=len(n), flops=int(cost.forward(n).sum()))
+            with trainer.compute_loss_context_manager():
+                found += torch.stack(summed_entropy(model, trainer._prepare_inputs(batch), on)).to(found)
+        model.train(was_training)
+        total, n = trainer.accelerator.reduce(found, "sum").tolist()
+        return total / n if n else None
 
     def _measured_quantity(self, quantity: str) -> dict[str, float]:
         """Metrics of the evaluation data that `quantity` is of, by an evaluation that logs nothing."""

@@ -170,20 +170,31 @@ class Pairwise(_Preference):
 
 @dataclass(frozen=True)
 class Pointwise(_Preference):
-    """A loss of one response and its target, averaged over the responses that have a target."""
+    """A loss of one response and its target, averaged over the responses that have a target, or over their tokens.
+
+    A target says how good a response is, in [0, 1]; that of a policy gradient is an advantage, of any sign.
+    """
 
     on: str = "responses"
 
     def _rows(self, batch: Batch) -> Tensor:
         return batch.rows(self.on) & ~batch.target.isnan()
 
+    @property
+    def per_token(self) -> bool:
+        return "token_logp" in _parameters(self.function)
+
     def count(self, batch: Batch) -> Tensor:
-        return self._rows(batch).sum()
+        rows = self._rows(batch)
+        return batch.shifted[rows].sum() if self.per_token else rows.sum()
 
     def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Tensor:
         rows = self._rows(scored.batch)
         available = self._quantities(scored, rows) | {"target": scored.batch.target[rows], "beta": self.beta}
+        available["token_logp"] = scored.token_logp[rows]
         value = _bind(self.function, available | dict(statistics), self.options)
+        if self.per_token:
+            value = torch.where(scored.batch.shifted[rows], value, 0.0).sum(-1)
         return (scored.batch.weight[rows] * value).sum()
 
     def metrics(self, scored: Scored) -> Sums:

@@ -55,6 +55,7 @@ from uft.run_identity import run_identity
 from uft.sharding import placed, reduce_each_pass
 from uft.statistics import step_statistics
 from uft.step import Step, StepPlanner
+from uft.terms import Sums
 
 logger = logging.get_logger(__name__)
 
@@ -198,7 +199,7 @@ class UnifiedTrainer(GuardedTrainer):
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir!r} to resume from")
         self.check_folders(resume_from_checkpoint)
         self.reference_cache.prepare()
-        self.identity = run_identity(self)
+        self.identity = self.run_identity()
         if resume_from_checkpoint:
             self.check_resumable(resume_from_checkpoint)
         if resume_from_checkpoint and (output := self.load_finished(resume_from_checkpoint)):
@@ -211,6 +212,10 @@ class UnifiedTrainer(GuardedTrainer):
         self.run_state.count(seconds=self._elapsed())
         self.write_record()
         return output
+
+    def run_identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be resumed by this trainer."""
+        return run_identity(self)
 
     def record(self, counters: Mapping[str, float] | None = None) -> dict[str, Any]:
         """See `uft.record.run_record`.  To be called on every rank, which add up their counters, unless given."""
@@ -269,9 +274,7 @@ class UnifiedTrainer(GuardedTrainer):
             self.guard.saw(loss, scored)
             self.planner.saw(metrics)
             one_step = loss.new_tensor(1.0 / step.passes)
-            self.run_state.add(
-                metrics | by_source(scored, self.data_collator.sources) | {"loss": (loss.detach(), one_step)}
-            )
+            self.run_state.add(metrics | self.by_source(scored) | {"loss": (loss.detach(), one_step)})
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def scored(self, model: nn.Module, batch: Batch, objective: Objective | None = None) -> Scored:
@@ -288,6 +291,10 @@ class UnifiedTrainer(GuardedTrainer):
             divergence=objective.needs_divergence and compared,
             differentiable=objective.differentiable,
         )
+
+    def by_source(self, scored: Scored) -> Sums:
+        """What is logged of each data set."""
+        return by_source(scored, self.data_collator.sources)
 
     def floating_point_ops(self, inputs: MicroBatches) -> int:
         return sum(self.planner.meter.of_batch(batch).flops for batch in inputs.batches)
@@ -347,7 +354,7 @@ class UnifiedTrainer(GuardedTrainer):
                 with self.compute_loss_context_manager():
                     scored = self.scored(model, batch)
                     _, metrics = self.objective(scored, counts, statistics, self.progress)
-                gathered.add(metrics | by_source(scored, self.data_collator.sources))
+                gathered.add(metrics | self.by_source(scored))
             examples += item.examples.total()
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)

@@ -66,8 +66,10 @@ def test_logs_of_other_things_are_nothing():
 
 
 def test_a_run_is_stopped_and_says_why(tmp_path):
-    args = config(tmp_path, advantage="rloo", samples=4, per_device_train_batch_size=8, max_steps=40, learning_rate=3e-2,
-                  kl_coefficient=0.0)  # fmt: skip
+    args = config(
+        tmp_path, advantage="rloo", samples=4, per_device_train_batch_size=8, max_steps=40, learning_rate=3e-2,
+        kl_coefficient=0.0,
+    )  # fmt: skip
     guard = HackingGuard(Limits(kl=0.5))
     trainer = RLTrainer(policy(), rewards, prompts(8), args, TOKENIZER, callbacks=[guard])
     trainer.train()

@@ -18,7 +18,7 @@ from uft.models import AdapterReference, is_peft, load_with_adapter
 from uft.recipe import RecipeError, _known
 
 _OWN = (
-    "model", "tokenizer", "reference", "before", "judge", "output_dir", "dtype", "attn_implementation",
+    "model", "tokenizer", "reference", "reward_model", "before", "judge", "output_dir", "dtype", "attn_implementation",
     "trust_remote_code", "device",
 )  # fmt: skip
 
@@ -30,6 +30,7 @@ class EvaluationRecipe:
     model        hub id or path of a model, or of an adapter, which is put onto its base model
     tokenizer    by default the model's
     reference    hub id or path; "adapter": the same model without its adapter; by default that where there is one
+    reward_model hub id or folder; judges the pairs of `harmlessness` beside the model
     judge        "package.module:function", for answers against those of `before`; see `uft.evaluation.judge`
     before       evaluation.json of an earlier evaluation of the same data, or its folder
     output_dir   where evaluation.json and evaluation.md go; by default the model's folder, or runs/<name> for a hub id
@@ -41,6 +42,7 @@ class EvaluationRecipe:
     model: str
     tokenizer: str | None = None
     reference: str | None = None
+    reward_model: str | None = None
     before: str | None = None
     judge: str | None = None
     output_dir: str | None = None
@@ -91,11 +93,21 @@ def run(values: Mapping[str, Any]) -> tuple[Report, Path]:
         reference = AdapterReference()
     else:
         reference = None if recipe.reference is None else loaded(recipe.reference, recipe)
-    report = evaluate(model, tokenizer, recipe.config, reference, before, judge=judge)
+    rewards = None if recipe.reward_model is None else _rewards(recipe, tokenizer, model)
+    report = evaluate(model, tokenizer, recipe.config, reference, before, judge=judge, rewards=rewards)
     report.info["model"] = recipe.model
     if isinstance(reference, nn.Module):
         report.info["reference"] = recipe.reference
     return report, report.write(recipe.folder)
+
+
+def _rewards(recipe: EvaluationRecipe, tokenizer: Any, model: nn.Module) -> Any:
+    from uft.rlhf.reward_model import RewardModel
+
+    found = RewardModel.load(recipe.reward_model, device=next(model.parameters()).device)
+    if found.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise RecipeError(f"reward_model {recipe.reward_model}: found another vocabulary; want the model's tokens")
+    return found
 
 
 def loaded(name: str, recipe: EvaluationRecipe) -> nn.Module:

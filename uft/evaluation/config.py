@@ -7,7 +7,9 @@ pairs:                               # ranking by likelihood and by implicit rew
 verifiable:                          # answers that can be checked; `verify` is the kind of check
   arithmetic: {path: sums.jsonl, verify: number}
 refusals:
-  harmful: {path: harmful.jsonl, should_refuse: true}
+  harmful: {path: harmful.jsonl, should_refuse: true, group: topic}
+harmlessness:                        # pairs of a harmless and a harmful answer, with intervals, by group
+  red_team: {path: harmless_pairs.parquet, group: topic}
 prompts:                             # answers whose length, end and repetition are looked at
   everyday: {path: prompts.jsonl}
 divergence:                          # exact KL to the reference, both ways
@@ -31,7 +33,9 @@ from uft.recipe import RecipeError, _known, read_yaml
 
 FEEDBACK = ("demonstrations", "pairs")
 # sets of prompts, and what each says of its prompts besides where they are
-PROMPTS = {"verifiable": ("verify", "options"), "refusals": ("should_refuse",), "prompts": (), "divergence": ("along",)}
+PROMPTS = {
+    "verifiable": ("verify", "options"), "refusals": ("should_refuse", "group"), "prompts": (), "divergence": ("along",),
+}  # fmt: skip
 _SOURCE = tuple(f.name for f in dataclasses.fields(Source) if f.name != "name")
 
 
@@ -62,6 +66,7 @@ class PromptSet:
     options        of verifiable: between how many answers each row chooses, for rows without a column `options`; None
                    for free answers, which nobody guesses
     should_refuse  of refusals: whether they should be, for rows without a column `should_refuse`
+    group          of refusals: the column that says which group a prompt belongs to
     along          of divergence: along which responses; see `uft.evaluation.divergence`
     """
 
@@ -69,6 +74,7 @@ class PromptSet:
     verify: str | None = None
     options: int | None = None
     should_refuse: bool | None = None
+    group: str | None = None
     along: tuple[str, ...] = ("responses",)
 
     def __post_init__(self):
@@ -80,9 +86,29 @@ class PromptSet:
             raise ValueError(f"verify is {self.verify!r}; want the kind of check")
         if not isinstance(self.should_refuse, (bool, type(None))):
             raise ValueError(f"should_refuse is {self.should_refuse!r}; want true or false")
+        _want_column(self.group)
         k = self.options
         if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 2):
             raise ValueError(f"options is {k!r}; want a whole number from 2 on, or none for a free answer")
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs of a harmless and a harmful answer (prompt, chosen, rejected).
+
+    group   the column that says which group a pair belongs to; None: all are of a group with the name of the set
+    """
+
+    source: Source
+    group: str | None = None
+
+    def __post_init__(self):
+        _want_column(self.group)
+
+
+def _want_column(group: Any) -> None:
+    if not isinstance(group, (str, type(None))) or group == "":
+        raise ValueError(f"group is {group!r}; want the name of a column")
 
 
 @dataclass(frozen=True)
@@ -91,6 +117,7 @@ class EvaluationConfig:
 
     demonstrations, pairs   sources by name, or a `FeedbackDataset`
     verifiable, refusals, prompts, divergence   sets of prompts by name
+    harmlessness    sets of pairs by name
     beta            of the implicit reward; changes margins, not accuracies
     max_length      longest prompt + response of given responses, and longest prompt, in tokens
     token_budget    tokens of a scoring pass, padding included
@@ -103,6 +130,7 @@ class EvaluationConfig:
     refusals: Mapping[str, PromptSet] = field(default_factory=dict)
     prompts: Mapping[str, PromptSet] = field(default_factory=dict)
     divergence: Mapping[str, PromptSet] = field(default_factory=dict)
+    harmlessness: Mapping[str, PairSet] = field(default_factory=dict)
     generation: GenerationSettings = GenerationSettings()
     beta: float = 0.1
     max_length: int = 1024
@@ -112,8 +140,9 @@ class EvaluationConfig:
     layout: str = "auto"
 
     def __post_init__(self):
-        if all(getattr(self, section) in (None, {}) for section in (*FEEDBACK, *PROMPTS)):
-            raise ValueError(f"nothing is measured; want data for one of {', '.join((*FEEDBACK, *PROMPTS))}")
+        sections = (*FEEDBACK, *PROMPTS, "harmlessness")
+        if all(getattr(self, section) in (None, {}) for section in sections):
+            raise ValueError(f"nothing is measured; want data for one of {', '.join(sections)}")
         if not is_number(self.beta) or not self.beta > 0:
             raise ValueError(f"beta is {self.beta!r}; want a number > 0")
         for name, least in (("max_length", 2), ("token_budget", 1)):
@@ -139,6 +168,8 @@ class EvaluationConfig:
                 values[section] = _sets(section, values[section], _source)
         for section in PROMPTS:
             values[section] = _sets(section, values[section], _prompt_set) if values.get(section) is not None else {}
+        if values.get("harmlessness") is not None:
+            values["harmlessness"] = _sets("harmlessness", values["harmlessness"], _pair_set)
         if not isinstance(values.get("generation"), (GenerationSettings, type(None))):
             values["generation"] = _settings(values["generation"])
         try:
@@ -180,15 +211,23 @@ def _source(section: str, name: str, options: Any, more: tuple[str, ...] = ()) -
 
 
 def _prompt_set(section: str, name: str, options: Any) -> PromptSet:
-    if isinstance(options, PromptSet):
+    return _set_of(PromptSet, section, name, options, PROMPTS[section])
+
+
+def _pair_set(section: str, name: str, options: Any) -> PairSet:
+    return _set_of(PairSet, section, name, options, ("group",))
+
+
+def _set_of(kind: Any, section: str, name: str, options: Any, more: tuple[str, ...]) -> Any:
+    if isinstance(options, kind):
         return options
     own = {}
     if isinstance(options, Mapping):
-        own = {key: value for key, value in options.items() if key in PROMPTS[section]}
+        own = {key: value for key, value in options.items() if key in more}
         options = {key: value for key, value in options.items() if key not in own}
-    source = _source(section, name, options, PROMPTS[section])
+    source = _source(section, name, options, more)
     try:
-        return PromptSet(source, **own)
+        return kind(source, **own)
     except ValueError as error:
         raise RecipeError(f"{section}.{name}: {error}") from None
 

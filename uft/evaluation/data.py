@@ -13,25 +13,34 @@ from transformers import PreTrainedTokenizerBase
 from uft.data.files import csv_value
 from uft.data.mixture import FeedbackDataset, load_feedback
 from uft.data.rows import BadRow, DataError, is_number, shown
+from uft.data.sources import read_rows
 from uft.data.template import Template
-from uft.evaluation.config import FEEDBACK, PROMPTS, EvaluationConfig, PromptSet
+from uft.evaluation.config import FEEDBACK, PROMPTS, EvaluationConfig, PairSet, PromptSet
 from uft.evaluation.prompts import Prompt, digest, read_prompts
+from uft.evaluation.safety import group_of
 from uft.evaluation.verifiable import verify
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What a configuration's data are, in tokens.  `tokens` are prompts to sample from, by set of `divergence`."""
+    """What a configuration's data are, in tokens.
+
+    tokens   prompts to sample from, by set of `divergence`
+    groups   of `harmlessness`: the group of each of its examples
+    """
 
     demonstrations: FeedbackDataset | None = None
     pairs: FeedbackDataset | None = None
     prompts: dict[str, dict[str, list[Prompt]]] = field(default_factory=dict)
     responses: dict[str, FeedbackDataset] = field(default_factory=dict)
     tokens: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    harmlessness: FeedbackDataset | None = None
+    groups: list[str] = field(default_factory=list)
 
     def ids(self) -> dict[str, list[str]]:
         """By section, what tells samples apart."""
-        found = {name: example_ids(getattr(self, name)) for name in FEEDBACK if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in (*FEEDBACK, "harmlessness")}
+        found = {name: example_ids(data) for name, data in given.items() if data is not None}
         return found | {
             section: [prompt.id for prompts in sets.values() for prompt in prompts]
             for section, sets in self.prompts.items()
@@ -56,9 +65,16 @@ def read_data(config: EvaluationConfig, tokenizer: PreTrainedTokenizerBase) -> E
             return value
         return load_feedback(value, tokenizer, config.max_length, on_bad_row=config.on_bad_row)[0]
 
-    given = {section: feedback(getattr(config, section)) for section in FEEDBACK}
-    if given["pairs"] is not None and (other := set().union(*given["pairs"].kinds().values()) - {"pair"}):
-        raise DataError(f"pairs: found examples of kind {min(other)}; want pairs (prompt, chosen, rejected)")
+    given: dict[str, Any] = {section: feedback(getattr(config, section)) for section in FEEDBACK}
+    if config.harmlessness:
+        given["harmlessness"] = feedback([each.source for each in config.harmlessness.values()])
+        given["groups"] = [
+            group for name, each in config.harmlessness.items() for group in _groups(name, each, given["harmlessness"])
+        ]
+    for section in ("pairs", "harmlessness"):
+        data = given.get(section)
+        if data is not None and (other := set().union(*data.kinds().values()) - {"pair"}):
+            raise DataError(f"{section}: found examples of kind {min(other)}; want pairs (prompt, chosen, rejected)")
     if not any(getattr(config, section) for section in PROMPTS):
         return EvaluationData(**given)
     template = Template(tokenizer, config.max_length)
@@ -67,6 +83,8 @@ def read_data(config: EvaluationConfig, tokenizer: PreTrainedTokenizerBase) -> E
         for name, each in getattr(config, section).items():
             check = partial(CHECKS[section], of_set=each) if section in CHECKS else None
             sets[name] = read_prompts(each.source, template, on_bad_row=config.on_bad_row, check=check)
+            if each.group is not None and not any(each.group in prompt.values for prompt in sets[name]):
+                raise DataError(f"{each.source.where}: found no column {each.group!r}; want that of `group`")
     responses, tokens = {}, {}
     for name, each in config.divergence.items():
         if "responses" in each.along:
@@ -78,6 +96,17 @@ def read_data(config: EvaluationConfig, tokenizer: PreTrainedTokenizerBase) -> E
         if each.along != ("responses",) and not tokens[name]:
             raise DataError(f"divergence.{name}: found no prompts to sample from; want some, or along: responses")
     return EvaluationData(**given, prompts=prompts, responses=responses, tokens=tokens)
+
+
+def _groups(name: str, of_set: PairSet, data: FeedbackDataset) -> list[str]:
+    """The group of each example of a set."""
+    rows = [example.row for example in data.examples[name][:]]
+    if of_set.group is None:
+        return [name] * len(rows)
+    by_row = {row.number: row.values for row in read_rows(of_set.source)}
+    if not any(of_set.group in by_row[row] for row in rows):
+        raise DataError(f"{of_set.source.where}: found no column {of_set.group!r}; want that of `group`")
+    return [group_of(by_row[row].get(of_set.group)) for row in rows]
 
 
 # ---- what rows of prompts say ----

@@ -20,9 +20,11 @@ from uft.evaluation.likelihood import demonstration_likelihood, imitated
 from uft.evaluation.preference import pair_preference
 from uft.evaluation.prompts import Prompt
 from uft.evaluation.report import Samples
+from uft.evaluation.safety import group_of, harmlessness, refusal_by_group
 from uft.evaluation.scoring import Scores, score_data
 from uft.evaluation.verifiable import accuracy
 from uft.models import Reference
+from uft.rlhf.sampling import Rewards
 
 Metrics = dict[str, float]
 Columns = dict[str, list]
@@ -32,13 +34,14 @@ Written = dict[str, list[Generation]]
 
 @dataclass(frozen=True)
 class Measuring:
-    """A model in evaluation mode, and what it is measured with."""
+    """A model in evaluation mode, and what it is measured with; `rewards` also judge the pairs of `harmlessness`."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     config: EvaluationConfig
     reference: Reference | None
     collate: Collator
+    rewards: Rewards | None = None
 
     def all(self, data: EvaluationData) -> tuple[Metrics, Samples]:
         metrics: Metrics = {}
@@ -53,6 +56,8 @@ class Measuring:
             add("demonstrations", *self.demonstrations(data.demonstrations))
         if data.pairs is not None:
             add("pairs", *self.pairs(data.pairs))
+        if data.harmlessness is not None:
+            add("harmlessness", *self.harmlessness(data.harmlessness, data.groups))
         for name, each in self.config.divergence.items():
             for along in each.along:
                 add(f"divergence/{name}/{along}", self.divergence(name, along, data))
@@ -90,6 +95,25 @@ class Measuring:
             columns["reference_logp_chosen"] = scores.reference_logp[better].tolist()
             columns["reference_logp_rejected"] = scores.reference_logp[worse].tolist()
         return pair_preference(scores, self.config.beta), columns
+
+    def harmlessness(self, data: FeedbackDataset, of_examples: Sequence[str]) -> tuple[Metrics, Columns]:
+        scores, ids = self._scored(data, self.reference, "harmlessness"), example_ids(data)
+        pairs, reference = scores.preferences, scores.reference_logp
+        better, worse = pairs.T
+        by = {"likelihood": scores.logp[pairs]}
+        if reference is not None:
+            by["rewards"] = scores.logp[pairs] - reference[pairs]
+        if self.rewards is not None:
+            flat = np.array([value for each in self.rewards(list(data[:])) for value in each])
+            by["reward_model"] = flat[pairs]
+        groups = [of_examples[i] for i in scores.example[better]]
+        columns: Columns = {
+            "id": _several(ids, scores.example[better]), "group": groups, "options": [2] * len(pairs),
+            "correct": (scores.logp[better] > scores.logp[worse]).tolist(),
+            **{f"{name}_{side}": values[:, k].tolist() for name, values in by.items()
+               for k, side in enumerate(("harmless", "harmful"))},
+        }  # fmt: skip
+        return harmlessness(by, groups if len(set(groups)) > 1 else None), columns
 
     def divergence(self, name: str, along: str, data: EvaluationData) -> Metrics:
         settings = self.config.generation
@@ -140,8 +164,16 @@ class Measuring:
         rates = refusal_rates(_flat(written), _flat(should))
         for name in sets if len(sets) > 1 else ():
             rates |= {f"{name}/{key}": value for key, value in refusal_rates(written[name], should[name]).items()}
+        if any(self.config.refusals[name].group for name in sets):
+            groups = [self._group(name, prompt) for name in sets for prompt in sets[name]]
+            rates |= refusal_by_group(_flat(written), _flat(should), groups)
+            columns["group"] = groups
         correct = [bool(is_refusal(each.text)) == wanted for each, wanted in zip(_flat(written), _flat(should))]
         return rates | found, columns | {"should_refuse": _flat(should), "correct": correct}
+
+    def _group(self, name: str, prompt: Prompt) -> str:
+        column = self.config.refusals[name].group
+        return name if column is None else group_of(prompt.values.get(column))
 
 
 def _by_set(measure: Callable[[list], Metrics], sets: Mapping[str, list]) -> Metrics:

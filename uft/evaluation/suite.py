@@ -26,6 +26,7 @@ from uft.head import causal_model, fuse_head, has_fused_head, is_peft
 from uft.loading import lay_out
 from uft.models import AdapterReference, FrozenReference, Reference
 from uft.record import environment
+from uft.rlhf.sampling import Rewards
 
 
 def evaluate(
@@ -38,6 +39,7 @@ def evaluate(
     judge: Callable | None = None,
     data: EvaluationData | None = None,
     collate: Collator | None = None,
+    rewards: Rewards | None = None,
 ) -> Report:
     """Everything the configuration asks for, of one model.  The model is left as it was, but for a fused head and an
     attention that can read packed rows, which change nothing that it computes.
@@ -49,6 +51,7 @@ def evaluate(
     judge       for `uft.evaluation.judge.win_rate`: our answers against those of `before`
     data        what `read_data` gave for this configuration, where several models are evaluated
     collate     how batches are laid out, where the model has been prepared already (by a trainer)
+    rewards     a reward model, whose ranking of the pairs of `harmlessness` is measured beside the policy's
 
     Raises ValueError where a divergence has no reference, and where `before` is of other samples or of answers that
     were asked for or judged in another way; `BadRow` and `DataError` for data; all of them before any model runs.
@@ -69,7 +72,7 @@ def evaluate(
     with undisturbed(model, *others):
         if collate is None:
             collate = prepared(model, reference, tokenizer, config)
-        measuring = Measuring(model, tokenizer, config, reference, collate)
+        measuring = Measuring(model, tokenizer, config, reference, collate, rewards)
         metrics, samples = measuring.all(data)
     if before is not None:
         metrics |= changes(samples, before)

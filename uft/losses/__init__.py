@@ -7,7 +7,7 @@ quantities it gets follows from the names of its arguments.
 import inspect
 from collections.abc import Callable
 
-from uft.losses.likelihood import dft, sequence_mean_nll, token_nll
+from uft.losses.likelihood import chord_phi, dft, sequence_mean_nll, token_nll
 from uft.losses.likelihood import implicit_reward as implicit_reward
 from uft.losses.likelihood import response_logp as response_logp
 from uft.losses.odds import orpo
@@ -31,13 +31,25 @@ from uft.losses.pairwise import (
     sppo,
 )
 from uft.losses.pointwise import RunningMean as RunningMean
-from uft.losses.pointwise import apo_zero_unpaired, bco, kto, una_bce, una_mse
+from uft.losses.pointwise import (
+    apo_zero_unpaired,
+    bco,
+    grpo,
+    kto,
+    reinforce,
+    reinforce_negative,
+    reinforce_positive,
+    reinforce_tokens,
+    una_bce,
+    una_mse,
+)
 
 # per token, or per sequence if it takes `in_response`
 LIKELIHOOD = {
     "nll": token_nll,
     "sequence_mean_nll": sequence_mean_nll,
     "dft": dft,
+    "chord_phi": chord_phi,
 }
 
 PAIRWISE = {
@@ -67,6 +79,15 @@ POINTWISE = {
     "kto": kto,
     "bco": bco,
     "apo_zero_unpaired": apo_zero_unpaired,
+}
+
+# the target of these is an advantage, of any sign; per response, or per token if it takes `token_logp`
+POLICY_GRADIENT = {
+    "reinforce": reinforce,
+    "reinforce_tokens": reinforce_tokens,
+    "grpo": grpo,
+    "reinforce_positive": reinforce_positive,
+    "reinforce_negative": reinforce_negative,
 }
 
 

@@ -12,6 +12,7 @@ batch.
 [UFT]  Wang et al. 2024, arXiv:2410.21438
 [DPO]  Rafailov et al. 2023, arXiv:2305.18290
 [DFT]  Wu et al. 2025, arXiv:2508.05629
+[CHORD]  Zhang et al. 2025, arXiv:2508.11408
 """
 
 import torch
@@ -55,3 +56,12 @@ def dft(token_logp: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     Its gradient is −∇π(y_t): a token weighs as much as the model already believes in it.
     """
     return -token_logp.detach().exp() * token_logp
+
+
+def chord_phi(token_logp: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """−sg[p (1 − p)] log p per token, p = π(y_t), in nats; sg stops the gradient.  [CHORD], CHORD-phi.
+
+    Tokens that the policy already knows, and those it would never write, weigh nothing; at most ¼, where p = ½.
+    """
+    p = token_logp.detach().exp()
+    return -p * (1 - p) * token_logp

@@ -14,6 +14,14 @@ Where a loss knows only desired and undesired, target ≥ 0.5 is desired.
 [KTO]  Ethayarajh et al. 2024, arXiv:2402.01306
 [BCO]  Jung et al. 2024, arXiv:2404.04656
 [APO]  D'Oosterlinck et al. 2024, arXiv:2408.06266
+
+Policy gradients are losses of this form as well, of responses that the policy has just written; their target is an
+advantage A, any number:
+
+[R]      Williams 1992, Machine Learning 8, REINFORCE
+[GRPO]   Shao et al. 2024, arXiv:2402.03300
+[DAPO]   Yu et al. 2025, arXiv:2503.14476
+[SRFT]   Fu et al. 2025, arXiv:2506.19767
 """
 
 from dataclasses import asdict, dataclass
@@ -94,6 +102,45 @@ def apo_zero_unpaired(
     return torch.where(
         target >= 0.5, desirable_weight * torch.sigmoid(-reward), undesirable_weight * torch.sigmoid(reward)
     )
+
+
+# ---- policy gradients: one update per response, so that the ratio to the policy that wrote it is 1 ----
+
+
+def reinforce(logp: Float[Tensor, " responses"], target: Float[Tensor, " responses"]) -> Float[Tensor, " responses"]:
+    """−A log π(y | x).  [R]; its mean gradient over the policy's own responses is −∇E[reward].
+
+    Subtracting from the reward what does not depend on y leaves that so, and the gradient varies less.
+    """
+    return -target * logp
+
+
+def reinforce_tokens(
+    token_logp: Float[Tensor, "responses time"], target: Float[Tensor, " responses"]
+) -> Float[Tensor, "responses time"]:
+    """−A log π(y_t | x, y_<t), averaged over the tokens of all responses.  [DAPO], with ratio 1."""
+    return -target[:, None] * token_logp
+
+
+def grpo(
+    logp: Float[Tensor, " responses"], length: Float[Tensor, " responses"], target: Float[Tensor, " responses"]
+) -> Float[Tensor, " responses"]:
+    """−A log π(y | x) / |y|: every response weighs the same, however long.  [GRPO] Eq. 3 with ratio 1, without KL."""
+    return -target * logp / length.clamp(min=1)
+
+
+def reinforce_positive(
+    token_logp: Float[Tensor, "responses time"], target: Float[Tensor, " responses"]
+) -> Float[Tensor, "responses time"]:
+    """`reinforce_tokens` of what is to be made likelier, 0 for the rest.  [SRFT], y+."""
+    return reinforce_tokens(token_logp, target.clamp(min=0))
+
+
+def reinforce_negative(
+    token_logp: Float[Tensor, "responses time"], target: Float[Tensor, " responses"]
+) -> Float[Tensor, "responses time"]:
+    """`reinforce_tokens` of what is to be made less likely, 0 for the rest.  [SRFT], y−."""
+    return reinforce_tokens(token_logp, target.clamp(max=0))
 
 
 @dataclass(frozen=True)

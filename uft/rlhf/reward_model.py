@@ -121,7 +121,7 @@ class RewardModel:
             weight.copy_(drawn)
             if model.score.bias is not None:
                 model.score.bias.zero_()
-        model.to(policy.device)
+        model.to(policy.device).eval()  # as what transformers loads
         return found
 
     # ---- rewards ----

@@ -44,7 +44,8 @@ def train_reward_model(
     resume_from_checkpoint: str | bool | None = None,
 ) -> RewardModel:
     """The model, trained in place on the pairs, labels and scores of `data`, with what that cost and reached in its
-    `training_record`: examples, tokens, flops and seconds, over all ranks, and metrics over time.
+    `training_record`: examples, tokens and flops (forward and backward, without evaluations), seconds (with them), over
+    all ranks and resumptions, and metrics over time.
 
     Raises ValueError for data of other kinds and for sequences of more than args.max_length tokens.
     """
@@ -52,15 +53,12 @@ def train_reward_model(
         if each is not None:
             _check(each, args.max_length)
     trainer = RewardTrainer(model, data, args, eval_data, callbacks)
-    start = time.perf_counter()
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    seconds = time.perf_counter() - start
+    trainer.tick()
     final = trainer.evaluate() if eval_data is not None else {}
     model.model.eval()
     model.training_record = {
-        **{name: 0 for name in ("examples", "tokens", "flops")},
         **added_counters(trainer.gather([trainer.run_state.counters])),
-        "seconds": seconds,
         "steps": trainer.state.global_step,
         "eval": {name: value for name, value in final.items() if name.startswith("eval_")},
         "metrics": trainer.state.log_history,
@@ -129,6 +127,7 @@ class RewardTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.add_callback(RunState())
         self.cost = Cost.of(reward_model.model)
+        self._clock = time.perf_counter()
 
     # ---- data ----
 
@@ -214,6 +213,17 @@ class RewardTrainer(Trainer):
 
     def _track_num_input_tokens(self, inputs: Batch) -> None:
         pass  # transformers' way to count pads; see num_tokens in the log
+
+    def tick(self) -> None:
+        """Counts the seconds since the last call."""
+        now = time.perf_counter()
+        self.run_state.count(seconds=now - self._clock)
+        self._clock = now
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self.tick()
+        self.run_state.collect(self.gather)
+        super()._save_checkpoint(model, trial)
 
     # ---- logging and evaluation: exact means, whatever the batch size ----
 

@@ -11,6 +11,7 @@ came from, which is another model once the policy has been trained.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from transformers import TrainingArguments
 
 from uft.feedback import Example, Response
 from uft.head import is_peft, unfuse_head
@@ -113,7 +115,7 @@ def grpo_trainer(
 def reward_trainer(model: RewardModel, pairs: Sequence[Example], args: RewardConfig, **more: Any) -> Any:
     """A `trl.RewardTrainer` that trains the reward model in place on the tokens of these pairs.
 
-    Of `args` it takes the fields that TRL has too.  TRL divides by the pairs of a micro-batch, not of the step, centres
+    TRL divides by the pairs of a micro-batch, not of the step, centres
     without weights, and knows neither labels nor scores.
 
     Raises ValueError for examples that are no pairs, and for what TRL would leave out without a word.
@@ -124,22 +126,14 @@ def reward_trainer(model: RewardModel, pairs: Sequence[Example], args: RewardCon
     if (model.center, model.scale) != (0.0, 1.0):
         raise ValueError(f"found center {model.center} and scale {model.scale}; want 0 and 1, as TRL knows neither")
     rows = [_pair(example, args) for example in pairs]
-    fields = {name: getattr(args, name) for name in _SHARED}
+    fields = {each.name: getattr(args, each.name) for each in dataclasses.fields(TrainingArguments) if each.init}
     config = trl.RewardConfig(
-        **_PLAIN | fields, max_length=args.max_length,
+        **fields, max_length=args.max_length,
         center_rewards_coefficient=args.center_rewards_coefficient or None, disable_dropout=args.disable_dropout,
     )  # fmt: skip
     return trl.RewardTrainer(
         model=model.model, args=config, train_dataset=Dataset.from_list(rows), processing_class=model.tokenizer, **more
     )
-
-
-_SHARED = (
-    "output_dir", "learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "seed", "data_seed", "warmup_steps", "lr_scheduler_type", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "logging_steps", "use_cpu", "bf16", "report_to",
-    "save_strategy", "save_steps", "disable_tqdm", "gradient_checkpointing",
-)  # fmt: skip
 
 
 def reward_function(rewards: Rewards, prompts: Sequence[Example], name: str = "rewards") -> Any:
