@@ -198,3 +198,18 @@ def test_distinct_and_correlation():
     assert distinct([example("a")]) == 1.0
     assert correlation([1, 2, 3], [2, 4, 6]) == pytest.approx(1.0)
     assert correlation([1, 2, 3], [5, 5, 5]) == 0.0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options", [{"advantage": "gae"}, {"advantage": "rloo"}, {"advantage": "grpo", "kl_in": "loss"}], ids=str
+)
+def test_trains_on_a_gpu(tmp_path, options):
+    model = policy()
+    trainer = trainer_of(
+        tmp_path, model, max_steps=20, learning_rate=1e-2, use_cpu=False, bf16=True, micro_batch_size=16, **options
+    )
+    trainer.train()
+    log = trainer.state.log_history
+    assert next(model.parameters()).is_cuda and log[0]["kl_sequence"] == 0.0
+    assert log[19]["reward"] > log[0]["reward"] + 0.2 and math.isfinite(log[19]["loss"])

@@ -1,0 +1,122 @@
+"""`uft rl`: PPO, RLOO or GRPO against reward models or a function, as a recipe says.
+
+uft rl --config rl.yaml [--key value ...]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from uft.checkpoint import last_checkpoint
+from uft.compute import Cost
+from uft.data.mixture import load_feedback
+from uft.recipe import RecipeError, _known, _sources, parse_config
+from uft.rlhf.config import RLConfig
+from uft.rlhf.guards import HackingGuard, Limits
+from uft.rlhf.ppo import RLTrainer
+from uft.rlhf.reward import RewardEnsemble, RewardModel
+from uft.rlhf.rollouts import Critic
+from uft.rlhf.sampling import Rewards
+
+USAGE = """usage: uft rl --config rl.yaml [--key value ...]
+
+  Trains a policy against a reward: PPO (advantage: gae), RLOO or GRPO. The model, run.json and guard.json lie in
+  output_dir. See experiments/recipes/rl.yaml.
+"""
+_OWN = ("model", "tokenizer", "prompts", "reward", "conservative", "guard", "resume")
+_FIELDS = tuple(f.name for f in dataclasses.fields(RLConfig) if f.init)
+_LIMITS = tuple(f.name for f in dataclasses.fields(Limits))
+
+
+def main(words: Sequence[str]) -> int:
+    from uft.cli import _recipe
+
+    if not words:
+        print(USAGE)
+        return 2
+    trainer = trainer_of(recipe := _recipe(words))
+    newest = last_checkpoint(trainer.args.output_dir) if recipe.get("resume") else None
+    trainer.train(resume_from_checkpoint=newest or trainer.args.resume_from_checkpoint)
+    trainer.save_model()
+    for guard in (c for c in trainer.callback_handler.callbacks if isinstance(c, HackingGuard)):
+        if guard.stopped:
+            print(f"stopped by its guard: {guard.stopped}")
+    print(f"model, run.json in {trainer.args.output_dir}")
+    return 0
+
+
+def trainer_of(recipe: Mapping[str, Any]) -> RLTrainer:
+    """Raises RecipeError for a recipe that cannot be used."""
+    for key in recipe:
+        _known(key, (*_OWN, *_FIELDS), "")
+    for key in ("model", "prompts", "reward"):
+        if not recipe.get(key):
+            raise RecipeError(f"key {key!r} is missing")
+    values = {"output_dir": "runs/rl"} | {key: value for key, value in recipe.items() if key in _FIELDS}
+    args = parse_config(values, of=RLConfig)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.get("tokenizer") or recipe["model"])
+    rewards, members, spread = _rewards(recipe, tokenizer, args.device)
+    if args.advantage == "gae" and not members:
+        raise RecipeError("advantage is 'gae' and reward a function; want a reward model, whose copy is the critic")
+    data, report = load_feedback(
+        _sources(recipe["prompts"], "prompts"), tokenizer, args.max_length, on_bad_row=args.on_bad_row
+    )
+    print(report)
+    guard = _guard(recipe["guard"]) if recipe.get("guard") else None
+    return RLTrainer(
+        recipe["model"], rewards, list(data), args, tokenizer,
+        critic=Critic.of(members[0]) if args.advantage == "gae" else None, spread=spread,
+        reward_cost=[Cost.of(member.model) for member in members], callbacks=[guard] if guard else None,
+    )  # fmt: skip
+
+
+def _rewards(
+    recipe: Mapping[str, Any], tokenizer: Any, device: torch.device
+) -> tuple[Rewards, list[RewardModel], Rewards | None]:
+    given, conservative = recipe["reward"], recipe.get("conservative") or 0.0
+    names = given if isinstance(given, list) else [given]
+    if not all(isinstance(name, str) for name in names):
+        raise RecipeError(f"reward is {given!r}; want a folder or hub id, a list of them, or module:function")
+    if len(names) == 1 and not Path(names[0]).exists() and ":" in names[0]:
+        if conservative:
+            raise RecipeError("conservative is of an ensemble; found a function for reward")
+        return _function(names[0]), [], None
+    members = [RewardModel.load(name, device=device) for name in names]
+    for name, member in zip(names, members):
+        if member.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise RecipeError(f"reward {name}: its tokenizer is not the policy's; want one with the same tokens")
+    if len(members) == 1:
+        if conservative:
+            raise RecipeError("conservative is of an ensemble; found one reward model")
+        return members[0], members, None
+    ensemble = RewardEnsemble(members)
+    return ensemble.conservative(conservative) if conservative else ensemble, members, ensemble.spread
+
+
+def _function(name: str) -> Rewards:
+    """`module:function`, the module found in the working directory or installed."""
+    module, _, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"reward {name!r}: {error}; want a folder, or module:function") from None
+    return found
+
+
+def _guard(options: Any) -> HackingGuard:
+    if not isinstance(options, Mapping):
+        raise RecipeError(f"guard is {options!r}; want a mapping such as {{kl: 10.0, distinct: 0.5}}")
+    for key in options:
+        _known(key, (*_LIMITS, "action", "patience"), "guard: ")
+    limits = Limits(**{key: value for key, value in options.items() if key in _LIMITS})
+    return HackingGuard(limits, **{key: value for key, value in options.items() if key not in _LIMITS})
