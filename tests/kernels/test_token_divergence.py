@@ -40,7 +40,7 @@ def test_matches_reference(N, V, dtype, options, form, device):
     eager = run(token_divergence_reference, policy, reference, upstream, **options)
     gold = run(token_divergence_reference, policy.double(), reference.double(), upstream, **options)
     assert len(found) == (8 if "js_weight" in options else 6)
-    slack = 8.0 if V == 2 else 4.0  # gradients of two entries nearly cancel, in eager by luck
+    slack = 12.0 if V == 2 else 4.0  # gradients of two entries nearly cancel, in eager by luck
     for each in zip(found, eager, gold):
         assert_no_worse(*(value[None] if value.ndim == 1 else value for value in each), slack=slack)
 

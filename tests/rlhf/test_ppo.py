@@ -184,7 +184,7 @@ def test_refuses_what_does_not_fit(tmp_path):
     def broken(examples):
         return [[float("nan") if e.row == 5 else 1.0 for _ in e.responses] for e in examples]
 
-    with pytest.raises(ValueError, match="row 5: the reward of a response to 'ab=' is nan; want a finite number"):
+    with pytest.raises(ValueError, match=r"a response to row 5 of 'train' \('ab='\) is nan; want a finite number"):
         trainer_of(tmp_path, policy(), max_steps=4, given=broken).train()
 
 

@@ -39,6 +39,7 @@ from uft.rlhf.advantages import AdaptiveKL, gae, group_normalised, leave_one_out
 from uft.rlhf.config import RLConfig
 from uft.rlhf.rollouts import Critic, Rollout, correlation, distinct, part_of, reference_logp, sampled_logp
 from uft.rlhf.sampling import Rewards, ended, sample, with_targets
+from uft.rlhf.targets import asked
 
 
 class RLTrainer(ActorCriticTrainer):
@@ -201,17 +202,7 @@ class RLTrainer(ActorCriticTrainer):
         return rollout
 
     def _asked(self, rewards: Rewards, examples: Sequence[Example]) -> Tensor:
-        found = torch.tensor([float(value) for of_example in rewards(examples) for value in of_example])
-        for i in (~found.isfinite()).nonzero()[:1, 0].tolist():
-            example = examples[i // self.args.samples]
-            text = self.tokenizer.decode(example.prompt)
-            raise ValueError(
-                f"data set {example.source!r}, row {example.row}: the reward of a response to {text[:60]!r} is "
-                f"{found[i].item()}; want a finite number"
-            )
-        if len(found) != len(examples) * self.args.samples:
-            raise ValueError(f"found {len(found)} rewards for {len(examples) * self.args.samples} responses")
-        return found
+        return asked(rewards, examples, self.tokenizer).flatten().float()
 
     def _forward(self, batch: Batch, function: Any) -> Tensor:
         """A model's numbers for all responses, [R, T - 1] on the CPU, in parts."""
