@@ -3,6 +3,7 @@
 uft train --config recipe.yaml [--key value ...]
 uft eval --config eval.yaml [--key value ...]
 uft reward train --config reward.yaml | evaluate --model FOLDER FILE...
+uft rl --config rl.yaml
 uft data check FILE... [--max_length N --tokenizer NAME]
 """
 
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from uft.recipe import Recipe
+    from uft.trainer import UnifiedTrainer
 
 USAGE = """usage: uft COMMAND ...
 
   uft train --config recipe.yaml [--key value ...]
       Trains what the recipe says. The command line beats the file; keys may be nested:
       uft train --config recipe.yaml --learning_rate 1e-5 --train_dataset.preferences.weight 2
+      With a key `online` the policy also answers prompts in training: experiments/recipes/online.yaml.
 
   uft eval --config eval.yaml [--before runs/x/evaluation.json]
       Measures a model as the file says: held-out likelihood, pairs, divergence from a reference, answers. Prints a
@@ -33,8 +36,24 @@ USAGE = """usage: uft COMMAND ...
   uft reward evaluate --model FOLDER FILE...
       Trains a reward model on pairs, labels and scores; measures its accuracy, calibration and biases.
 
-  uft data check FILE... [--tokenizer NAME] [--max_length N]
-      Validates data files and prints counts; one line per bad row, exit code 1 if there are any.
+  uft rl --config rl.yaml [--key value ...]
+      Trains a policy against a reward model or a function by PPO, RLOO or GRPO, with guards against reward hacking.
+
+  uft data check FILE... [--eval FILE...] [--report FOLDER] [--tokenizer NAME] [--max_length N] [--quick]
+      Validates data files, one line per bad row, exit code 1 if there are any. Then a report on their quality:
+      duplicates, evaluation prompts, length bias, contradictions, agreement, scores, terms; --quick leaves it out.
+
+  uft data filter --config filter.yaml [--key value ...]
+      Curated data sets by the rules of a recipe, with a card; every dropped row is counted by reason and listed.
+
+  uft data noise FILE --model NAME --output FOLDER [--by reward|implicit] [--threshold NATS|bayes]
+      Trains K rewards on parts of the pairs, and says which labels they contradict elsewhere, and how many are wrong.
+
+  uft data select FILE --rule RULE --count N --output queue.jsonl [--model NAME] [--reward_model FOLDER...]
+      Chooses pairs to be labelled next: random, margin, disagreement, change or coverage.
+
+  uft data queue import FILE... --queue queue.jsonl --output pairs.jsonl
+      Checks what annotators filled in, takes the majority and writes pairs.
 
 UFT_TRACEBACK=1 shows where an error came from.
 """
@@ -45,9 +64,16 @@ def train(words: Sequence[str]) -> int:
 
     from uft.recipe import parse
 
-    plan = parse(_recipe(words))
+    recipe = _recipe(words)
+    online = recipe.pop("online", None)
+    plan = parse(recipe)
     tokenizer = AutoTokenizer.from_pretrained(plan.tokenizer, trust_remote_code=plan.args.trust_remote_code)
-    (_train_stages if plan.stages else _train_once)(plan, tokenizer)
+    if online is not None:
+        from uft.rlhf.online_recipe import online_trainer
+
+        _train(online_trainer(plan, online, tokenizer), plan)
+    else:
+        (_train_stages if plan.stages else _train_once)(plan, tokenizer)
     print(f"model, README.md and run.json in {plan.args.output_dir}")
     return 0
 
@@ -69,7 +95,6 @@ def _recipe(words: Sequence[str]) -> dict:
 
 
 def _train_once(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-    from uft.checkpoint import last_checkpoint
     from uft.trainer import UnifiedTrainer
 
     trainer = UnifiedTrainer(
@@ -80,6 +105,12 @@ def _train_once(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
         eval_dataset=plan.eval_dataset,
         processing_class=tokenizer,
     )
+    _train(trainer, plan)
+
+
+def _train(trainer: UnifiedTrainer, plan: Recipe) -> None:
+    from uft.checkpoint import last_checkpoint
+
     for report in trainer.reports.values():
         print(report)
     # with `resume: true` the first start and every later one are the same command
@@ -149,9 +180,15 @@ def data(words: Sequence[str]) -> int:
     return importlib.import_module(DATA_COMMANDS[words[0]]).main(words[1:])
 
 
+def rl(words: Sequence[str]) -> int:
+    from uft.rlhf.rl_command import main as run
+
+    return run(words)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
-    commands = {"train": train, "eval": evaluate, "data": data, "reward": reward}
+    commands = {"train": train, "eval": evaluate, "data": data, "reward": reward, "rl": rl}
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2

@@ -40,6 +40,7 @@ from uft.head import causal_model
 from uft.loader import SHARDED, make_loader
 from uft.models import Scored
 from uft.objective import Objective
+from uft.rlhf.rollouts import correlation
 from uft.rlhf.sampling import Rewards, ended, sample, with_targets
 from uft.rlhf.targets import ADVANTAGES, OF_GROUPS, SCORES, TARGETS, asked
 from uft.terms import Pointwise, Sums
@@ -59,6 +60,7 @@ class Online:
                      an advantage:        rloo, grpo (reward against the other responses to the prompt), reward, signed
                                           (2 r - 1: +1 and -1 for right and wrong)
     batch_size       responses written at once
+    spread           examples -> how much the members of an ensemble disagree on each response, to be logged
     name             of the reward function, in records; by default its own
     """
 
@@ -69,6 +71,7 @@ class Online:
     temperature: float = 1.0
     target: str = "sigmoid"
     batch_size: int = 64
+    spread: Rewards | None = None
     name: str | None = None
 
     def __post_init__(self):
@@ -90,9 +93,8 @@ class Online:
     def described(self) -> dict[str, Any]:
         """As plain data, for records and for what a checkpoint must agree with."""
         own = self.name or getattr(self.rewards, "__qualname__", type(self.rewards).__qualname__)
-        return {name: value for name, value in vars(self).items() if name not in ("rewards", "batch_size")} | {
-            "name": own, "sources": list(self.sources),
-        }  # fmt: skip
+        kept = {name: value for name, value in vars(self).items() if name not in ("rewards", "spread", "batch_size")}
+        return kept | {"name": own, "sources": list(self.sources)}
 
 
 class OnlineTrainer(UnifiedTrainer):
@@ -101,7 +103,9 @@ class OnlineTrainer(UnifiedTrainer):
     online   see `Online`; the other arguments are those of `UnifiedTrainer`
 
     Logs `online/reward`, `online/length` (tokens), `online/ended` (share that ended by itself), `online/distinct_2`
-    (distinct of the bigrams of tokens of a step), `online/ties` (share of prompts whose responses all had one reward).
+    (distinct of the bigrams of tokens of a step), `online/ties` (share of prompts whose responses all had one reward),
+    `online/length_reward_correlation` (Pearson's, per step), `online/kl` where there is a reference (nats per response)
+    and `online/spread`; `uft.rlhf.guards` reads them.
     Counts `generated_tokens`, and in `flops` a forward pass over prompt and response, as a cache has it, and one of a
     reward model; of other reward functions the cost is not known.
 
@@ -200,6 +204,9 @@ class OnlineTrainer(UnifiedTrainer):
         grams = [gram for r in responses for gram in itertools.pairwise(r.tokens.tolist())]
         ties = (rewards == rewards[:, :1]).all(-1)
         n = len(responses)
+        if self.online.spread is not None:
+            spread = asked(self.online.spread, examples, self.processing_class)
+            self.run_state.add({"online/spread": _sum(spread.sum(), n)})
         self.run_state.add(
             {
                 "online/reward": _sum(rewards.sum(), n),
@@ -207,21 +214,33 @@ class OnlineTrainer(UnifiedTrainer):
                 "online/ended": _sum(sum(ended(response, self._eos) for response in responses), n),
                 "online/distinct_2": _sum(len(set(grams)), len(grams)),
                 "online/ties": _sum(ties.sum(), len(examples)),
+                "online/length_reward_correlation": _sum(correlation(written, rewards.flatten()), 1),
             }
         )
         flops = self.meter.cost.forward(whole, written).sum()
-        flops += sum(cost.forward(whole).sum() for cost in self.reward_costs)
+        asks = 1 + (self.online.spread is not None)
+        flops += asks * sum(cost.forward(whole).sum() for cost in self.reward_costs)
         self.run_state.count(
-            generated_tokens=int(written.sum()), policy_forwards=n, reward_forwards=n * len(self.reward_costs),
+            generated_tokens=int(written.sum()), policy_forwards=n, reward_forwards=asks * n * len(self.reward_costs),
             flops=int(flops),
         )  # fmt: skip
 
     # ---- records ----
 
     def by_source(self, scored: Scored) -> Sums:
-        """Without the likelihood of online responses, most of which nobody wants imitated."""
-        own = {f"{name}/nll" for name in self.online.sources} if self.is_in_train else ()
-        return {name: value for name, value in super().by_source(scored).items() if name not in own}
+        """Without the likelihood of online responses, most of which nobody wants imitated; with their KL."""
+        found = super().by_source(scored)
+        if not self.is_in_train:
+            return found
+        own = {f"{name}/nll" for name in self.online.sources}
+        found = {name: value for name, value in found.items() if name not in own}
+        if scored.reference_logp is not None:
+            codes = [self.data_collator.sources.index(name) for name in self.online.sources]
+            rows = torch.isin(scored.batch.source, torch.tensor(codes, device=scored.batch.source.device))
+            if rows.any():
+                ratio = (scored.logp - scored.reference_logp).detach()[rows]
+                found["online/kl"] = (ratio.sum(), rows.sum())
+        return found
 
     def run_identity(self) -> dict[str, Any]:
         return super().run_identity() | {"online": self.online.described()}

@@ -1,6 +1,7 @@
 """What a reward model says on held-out data: how often it is right, how surely, and what it likes besides quality.
 
-    pairs/...            accuracy with its interval, calibration, margins                  `uft.rlhf.calibration`
+    pairs/...            accuracy with its interval, margins, and calibration: of a `RewardModel` with its scale undone,
+                         since σ(r_w − r_l) was trained to be a probability             `uft.rlhf.calibration`
     pairs/longer_chosen/accuracy, shorter_chosen, as_long    the same where the chosen answer is the longer one, ...
     length/pearson, /spearman        of reward and tokens of the response, over all responses
     length/within_pairs              Spearman of difference in reward and difference in tokens: prompts drop out
@@ -33,7 +34,7 @@ from uft.feedback import Example
 from uft.record import environment, write_json
 from uft.rlhf import calibration as calibrations
 from uft.rlhf.calibration import Calibration, calibration, pair_margins
-from uft.rlhf.reward_model import RewardEnsemble
+from uft.rlhf.reward_model import RewardEnsemble, RewardModel
 from uft.rlhf.sampling import Rewards
 
 NAME = "rewards"
@@ -135,7 +136,9 @@ def reward_report(
     metrics: dict[str, float] = {"examples": len(examples), "responses": len(responses)}
     metrics |= {"reward/mean": reward.mean(), "reward/std": reward.std()}
     metrics |= {"reward/min": reward.min(), "reward/max": reward.max()}
-    calibrated = calibration(pair_margins(found, examples)) if len(pairs) else None
+    # a reward model's own probabilities: those of its margins before they were scaled to unit deviation
+    nats = rewards.scale if isinstance(rewards, RewardModel) else 1.0
+    calibrated = calibration(nats * pair_margins(found, examples)) if len(pairs) else None
     if calibrated is not None:
         metrics |= _of_pairs(reward[pairs], tokens[pairs], calibrated)
     metrics |= _of_length(reward, tokens, pairs)

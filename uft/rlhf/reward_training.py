@@ -276,8 +276,12 @@ def margins(batch: Batch) -> Tensor:
 
 
 def total(sums: Sums, counts: Tensor, center_rewards_coefficient: float) -> Tensor:
-    """The part of the step's loss that a batch has.  counts: float64 [2], pairs and single responses of the step."""
-    pairs, singles = counts.clamp(min=1).float()  # where there are none the sum is 0 as well
+    """The part of the step's loss that a batch has.
+
+    counts   float64 [2]: pairs and single responses of the step, per rank, so perhaps a fraction
+    """
+    # where there are none the sum is 0 as well
+    pairs, singles = torch.where(counts > 0, counts, 1.0).float()
     of_pairs = sums["loss/preference"][0] + center_rewards_coefficient * sums["loss/centering"][0]
     return of_pairs / pairs + sums["loss/regression"][0] / singles
 
