@@ -7,7 +7,10 @@
 #   make bench-kernels  heads against every peer and the bare products, on a GPU or at the CPU's shapes
 #   make bench-training a training step beside TRL's; real prompts from a folder of files as DATA=...
 #   make paper-dry-run  the arms of the UFT paper, lm-eval and its tables, on a toy without network; a minute
+#   make data-quality   what is in files of feedback, and what a filter leaves of them; the files' folder as DATA=...
 #   make bench-memory   measured peaks of training steps against the formula of uft/memory.py: a table and a figure, minutes
+#   make label-noise    which judgements were turned round, and how many, found by rewards trained on the others; minutes
+#   make active-selection  which pairs to label next: five rules on two pools; tens of minutes
 # Others: compare-full, compare-quick, test-slow, test-oldest, test-deepspeed, lint, format, clean
 
 PYTHON ?= python3
@@ -17,7 +20,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 SHELL := /bin/bash
 
-.PHONY: compare compare-full compare-quick studies report real-small bench-kernels bench-training bench-memory paper-dry-run test test-slow test-oldest test-deepspeed lint format setup clean
+.PHONY: label-noise active-selection compare compare-full compare-quick studies report real-small bench-kernels bench-training bench-memory data-quality paper-dry-run test test-slow test-oldest test-deepspeed lint format setup clean
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -62,6 +65,15 @@ paper-dry-run: $(VENV)/.installed-dev
 
 bench-memory: $(VENV)/.installed
 	$(BIN)/python -m experiments.memory
+
+data-quality: $(VENV)/.installed
+	$(BIN)/python -m experiments.data_quality --data $(or $(DATA),$(error DATA=folder of the files))
+
+label-noise: $(VENV)/.installed
+	$(BIN)/python -m experiments.label_noise
+
+active-selection: $(VENV)/.installed
+	$(BIN)/python -m experiments.active_selection
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

@@ -1,0 +1,21 @@
+"""A report on disk: report.md, report.json (numbers alone, no text of the data) and a PNG per section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uft.data.quality.markdown import markdown
+
+
+def write_report(findings: Mapping[str, Any], folder: str | Path) -> Path:
+    from uft.data.quality.figures import draw
+    from uft.record import write_json
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = draw(findings, folder)
+    write_json(folder / "report.json", dict(findings))
+    (folder / "report.md").write_text(markdown(findings, figures), encoding="utf-8")
+    return folder / "report.md"
