@@ -25,7 +25,7 @@ from uft.data.selection import Pool, diversity, select
 VARIANT = "hedged_pairs"
 COMMON, MARKED = 0.7, 0.05  # shares of the skewed pool
 TRAINING = {"learning_rate": 1e-3, "max_length": 64, "use_cpu": True, "warmup_steps": 0.1}
-BATCH = 32  # pairs per step
+BATCH = 16  # pairs per step
 
 
 def pool_rows(pool: str, count: int, seed: int) -> list[Row]:

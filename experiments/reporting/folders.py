@@ -18,7 +18,16 @@ from experiments.reporting.comparison import comparison_text
 from experiments.reporting.page import write_page
 from experiments.reporting.tables import markdown_table
 
-OTHERS = ("kl_law", "exact_paths", "real_small", "paper_uft")
+OTHERS = (
+    "kl_law",
+    "exact_paths",
+    "real_small",
+    "paper_uft",
+    "label_noise",
+    "active_selection",
+    "harmlessness",
+    "reward_hacking",
+)
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 
 

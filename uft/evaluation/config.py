@@ -34,8 +34,11 @@ from uft.recipe import RecipeError, _known, read_yaml
 FEEDBACK = ("demonstrations", "pairs")
 # sets of prompts, and what each says of its prompts besides where they are
 PROMPTS = {
-    "verifiable": ("verify", "options"), "refusals": ("should_refuse", "group"), "prompts": (), "divergence": ("along",),
-}  # fmt: skip
+    "verifiable": ("verify", "options"),
+    "refusals": ("should_refuse", "group"),
+    "prompts": (),
+    "divergence": ("along",),
+}
 _SOURCE = tuple(f.name for f in dataclasses.fields(Source) if f.name != "name")
 
 

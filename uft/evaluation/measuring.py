@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -24,7 +25,9 @@ from uft.evaluation.safety import group_of, harmlessness, refusal_by_group
 from uft.evaluation.scoring import Scores, score_data
 from uft.evaluation.verifiable import accuracy
 from uft.models import Reference
-from uft.rlhf.sampling import Rewards
+
+if TYPE_CHECKING:  # which imports this package
+    from uft.rlhf.sampling import Rewards
 
 Metrics = dict[str, float]
 Columns = dict[str, list]

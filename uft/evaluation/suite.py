@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,9 @@ from uft.head import causal_model, fuse_head, has_fused_head, is_peft
 from uft.loading import lay_out
 from uft.models import AdapterReference, FrozenReference, Reference
 from uft.record import environment
-from uft.rlhf.sampling import Rewards
+
+if TYPE_CHECKING:  # which imports this package
+    from uft.rlhf.sampling import Rewards
 
 
 def evaluate(
