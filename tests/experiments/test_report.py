@@ -14,7 +14,7 @@ import pytest
 from matplotlib import image
 
 from experiments import figures, study_figures
-from experiments.report import main, markdown_table
+from experiments.report import add_arms, main, markdown_table, write_report
 from experiments.reporting.folders import ResultError, read_result
 from experiments.reporting.labels import name_points
 from experiments.reporting.page import html_page, write_page
@@ -324,3 +324,32 @@ def test_a_bar_in_a_cell_does_not_end_it():
 def test_differences_of_nothing_in_common_are_refused():
     with pytest.raises(ValueError, match="no seed in common"):
         paired_difference({0: 1.0}, {1: 1.0})
+
+
+def test_arms_are_added_to_results_that_are_there(tmp_path):
+    """What was there stays as it was; the page shows both; nothing is written twice or to a table that is not there."""
+    own = planted.arms(9)
+    found = planted.records(own, 3)
+    settings = {"description": "Planted numbers.", "seeds": [0, 1, 2], "arms": list(own)}
+    added = next(name for name, arm in own.items() if arm.family == "sequential")
+    part = {"Equal FLOPs": {"hedged_pairs": {name: runs for name, runs in found.items() if name != added}}}
+    fewer = {name: arm for name, arm in own.items() if name != added}
+    planted_settings = planted.chosen(found)
+    write_report(tmp_path, part, fewer, {"hedged_pairs": planted_settings}, settings | {"arms": list(fewer)})
+    before = json.loads((tmp_path / "summary.json").read_text())["tables"]["Equal FLOPs"]["hedged_pairs"]
+    new = {"Equal FLOPs": {"hedged_pairs": {added: found[added]}}}
+    add_arms(tmp_path, new, own, {"hedged_pairs": planted_settings})
+    after = json.loads((tmp_path / "summary.json").read_text())
+    table = after["tables"]["Equal FLOPs"]["hedged_pairs"]
+    assert set(table) == set(own) and after["settings"]["arms"] == list(own)
+    without = lambda arm: {name: value for name, value in arm.items() if name != "curve"}
+    assert all(without(table[name]) == without(before[name]) for name in before)
+    per_family = Counter(table[name]["family"] for name in table if "curve" in table[name])
+    assert max(per_family.values()) <= 2, "curves are still those of the best two of a family"
+    text = (tmp_path / "report.md").read_text()
+    assert own[added].label in text and f"Added on {after['date'][:10]}" in text
+    for tables, message in ((new, f"found results of {added}"), ({"Other": new["Equal FLOPs"]}, "no table 'Other'")):
+        with pytest.raises(ResultError, match=message):
+            add_arms(tmp_path, tables, own, {"hedged_pairs": planted_settings})
+    with pytest.raises(ResultError, match="want the results of a whole comparison"):
+        add_arms(tmp_path / "nothing", new, own, {"hedged_pairs": planted_settings})
