@@ -104,7 +104,9 @@ def add_arms(
     settings["arms"] = [arm for arm in arms if arm in {*settings["arms"], *added}]
     about = environment()
     labels = ", ".join(arms[arm].label for arm in added)
-    settings["description"] += f"\n\nAdded on {about['date'][:10]} (commit {about['commit']}): {labels}."
+    line = f"\n\nAdded on {about['date'][:10]} (commit {about['commit']}): {labels}."
+    if line not in settings["description"]:
+        settings["description"] += line
     write_json(path, plain(summary))
     text = ["# Sequential against unified fine-tuning", "", settings["description"], ""]
     write_page(folder, "\n".join([*text, *comparison_text(summary, folder)]))

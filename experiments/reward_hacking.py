@@ -5,7 +5,7 @@ Gold      the hidden utility of what is written, exact, which no run sees
 Arms      RLOO for 120 steps with nothing against hacking; with a KL penalty; against an ensemble's mean less its
           disagreement; and with nothing but a guard that stops it: by a KL budget, or without any KL, by disagreement,
           diversity and length.  All but the ensembles have the same proxy
-Limits    chosen on seed 5, which is not reported
+Limits    chosen on seeds 5 and 6, which are not reported; what they are of is looked at in every step
 Measured  on held-out prompts of the test, along training: proxy, gold, KL(π ‖ SFT) of sampled responses
 Run       python -m experiments.reward_hacking [--results]       about ten minutes on two cores
 Writes    runs/reward_hacking/{summary.json, report.md, report.html, reward_hacking.png}
@@ -46,7 +46,7 @@ NAME, QUESTION = "reward_hacking", "Does a policy hack its reward, and what keep
 VARIANT, JUDGEMENTS, PASSES, RATE = "hedged_pairs", 128, 4, 3e-4
 SFT_RATE = 6.11e-4  # what the search of the comparison found for this stage
 SCALE = Scale(demonstrations=8192, preferences=4096, sft_draws=9600, preference_draws=3200, batch_size=32)
-STEPS, LOGGED = 120, 60
+STEPS = LOGGED = 120
 SEEDS = (0, 1, 2, 3, 4)
 PROMPTS = 128  # held out, measured on
 LOOKED = (0, 2, 4, 6, 8, 10, 14, 20, 28, 40, 60, 80, 100, 120)
@@ -64,7 +64,7 @@ ARMS = {
     "unguarded": Arm("unguarded", NOTHING),
     "kl": Arm("KL penalty 0.2", replace(NOTHING, kl=0.2)),
     "conservative": Arm("mean of 4 − 1 deviation", replace(NOTHING, members=4, conservative=1.0)),
-    "guard_kl": Arm("guard: KL budget 2 nats", NOTHING, Limits(kl=2.0)),
+    "guard_kl": Arm("guard: KL budget 1 nat", NOTHING, Limits(kl=1.0)),
     "guard_blind": Arm(
         "guard without KL: ensemble of 4, diversity, length",
         replace(NOTHING, members=4),
@@ -88,7 +88,7 @@ def run(arm: str, seed: int, cache: str, part: str) -> dict[str, Any]:
         sft(), rows[:JUDGEMENTS], PASSES * JUDGEMENTS, spec.how.reward_rate, SCALE.batch_size, seed, spec.how.members
     )
     look = _Look(rewarding, world, sft().eval(), part)
-    guard = [HackingGuard(spec.limits)] if spec.limits else []
+    guard = [HackingGuard(spec.limits, patience=1)] if spec.limits else []
     policy = sft()
     look.at(0, policy.eval())
     trainer = reinforce(
@@ -211,7 +211,7 @@ def write(folder: Path, runs: Sequence[Mapping[str, Any]]) -> str:
         f"The lab, {seeds} seeds; mean ± half the 95 % t-interval. The proxy is a reward model of {JUDGEMENTS} "
         f"judgements, `{VARIANT}`; the policy, after supervised training, is trained against it by RLOO for {STEPS} "
         f"steps of {NOTHING.responses} responses at learning rate {RATE:g}. Gold is the hidden utility, 1 for the best "
-        "policy. Limits were chosen on a seed that is not reported.", "",
+        "policy. Limits were chosen on two seeds that are not reported, and are looked at in every step.", "",
         markdown_table(*rows_of(arms)), "",
         f"![proxy and gold over the distance from the policy before]({NAME}.png)", "",
         "What stopped the guarded runs:", "",

@@ -17,6 +17,7 @@ from experiments.lab.tokenizer import lab_tokenizer
 from uft.compute import Cost
 from uft.data.mixture import FeedbackDataset
 from uft.feedback import Example
+from uft.head import fuse_head, has_fused_head
 from uft.rlhf.config import RLConfig
 from uft.rlhf.ppo import RLTrainer
 from uft.rlhf.reward import RewardConfig, RewardEnsemble, RewardModel, train_reward_model
@@ -79,8 +80,10 @@ def train_rewards(
         )  # fmt: skip
         found = train_reward_model(RewardModel.of(model, lab_tokenizer(), seed=seed + 1000 * member), data, args)
         shutil.rmtree(args.output_dir, ignore_errors=True)
-        flops += found.training_record["flops"]
-        trained.append(found.calibrated(preferences[:CALIBRATED_ON]))
+        few = preferences[:CALIBRATED_ON]
+        lengths = np.array([len(e.prompt) + len(r.tokens) for e in few for r in e.responses], dtype=np.int64)
+        flops += found.training_record["flops"] + float(Cost.of(found.model).forward(lengths).sum())
+        trained.append(found.calibrated(few))
     return Rewarding(tuple(trained), flops)
 
 
@@ -121,8 +124,10 @@ def flops_per_step(
     written = sample(model, lab_tokenizer(), few, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
     n = np.array([len(e.prompt) + len(r.tokens) for e in written for r in e.responses], dtype=np.int64)
     policy, reward = Cost.of(model), Cost.of(rewarding.members[0].model)
-    each = policy.forward(n) * 4 + policy.backward(n)  # generating, before, reference, trained
-    each = each + len(rewarding.members) * reward.forward(n)
+    scored = np.array([len(r.tokens) for e in written for r in e.responses]) if has_fused_head(model) else n
+    each = policy.forward(n, scored) * 4 + policy.backward(n, scored)  # generating, before, reference, trained
+    asked = len(rewarding.members) * (2 if len(rewarding.members) > 1 else 1)  # for the disagreement again
+    each = each + asked * reward.forward(n)
     if how.advantage == "gae":
         each = each + 2 * reward.forward(n) + reward.backward(n)
     return how.responses * float(each.mean())
@@ -145,14 +150,19 @@ def train(
         steps = max(1, round(draws / how.responses))
     else:
         left = how.times * flops - rewarding.flops
+        if left <= 0:
+            raise ValueError(
+                f"the reward model spent {rewarding.flops:.3g} of {how.times * flops:.3g} FLOPs; want less"
+            )
+        fuse_head(model)  # as the trainer will, so that what a step costs is known
         steps = max(1, round(left / flops_per_step(model, rewarding, preferences, how, seed)))
     trainer = reinforce(model, rewarding, preferences, how, rate, steps, seed, callbacks)
     record = trainer.record()
     kept = ("loss", "reward", "kl", "step", "length", "ended", "entropy", "distinct", "value")
     compute = dict(record["compute"])
     spent = [member.training_record for member in rewarding.members]
-    for name in ("flops", "tokens"):
-        compute[name] = compute.get(name, 0) + sum(each.get(name, 0) for each in spent)
+    compute["flops"] += rewarding.flops
+    compute["tokens"] += sum(each["tokens"] for each in spent)
     compute["reward_model_flops"] = rewarding.flops
     compute["examples/preferences"] = round(share * draws) * how.members
     compute["seconds"] = time.perf_counter() - start

@@ -109,3 +109,13 @@ def test_k3_is_the_kl_in_the_mean():
     p, q = torch.randn(5, dtype=torch.float64).log_softmax(-1), torch.randn(5, dtype=torch.float64).log_softmax(-1)
     assert (p.exp() * k3(p, q)).sum() == pytest.approx((p.exp() * (p - q)).sum())
     assert (k3(p, q) >= 0).all()
+
+
+def test_the_gradient_of_k3_is_that_of_the_other_kl():
+    """On the policy's own tokens, in the mean: what GRPO descends is KL(π_ref ‖ π)."""
+    torch.manual_seed(0)
+    z, q = torch.randn(5, dtype=torch.float64, requires_grad=True), torch.randn(5, dtype=torch.float64).log_softmax(-1)
+    p = z.log_softmax(-1)
+    [found] = torch.autograd.grad((p.detach().exp() * k3(p, q)).sum(), z, retain_graph=True)
+    [wanted] = torch.autograd.grad((q.exp() * (q - p)).sum(), z)
+    torch.testing.assert_close(found, wanted)

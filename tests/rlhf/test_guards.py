@@ -36,6 +36,25 @@ def test_limits_by_hand(limits, now, found):
     assert all(a.step == 7 and a.allowed == getattr(limits, a.name) for a in alarms)
 
 
+def test_a_limit_of_what_is_not_logged_is_no_limit():
+    with pytest.raises(ValueError, match="a limit for spread, and this run logs no reward/spread"):
+        logged(HackingGuard(Limits(kl=1.0, spread=2.0)), 0.5)
+
+
+def test_goes_on_where_a_run_is_resumed():
+    """What was at the beginning stays what it was; a run that was stopped is not gone on with."""
+    guard = HackingGuard(Limits(distinct=0.5), patience=2)
+    assert logged(guard, 0.8, 0.3, name="distinct_2") == [False, False]
+    state = SimpleNamespace(global_step=2, stateful_callbacks={"HackingGuard": json.loads(json.dumps(guard.state()))})
+    resumed = HackingGuard(Limits(distinct=0.5), patience=2)
+    resumed.on_train_begin(SimpleNamespace(), state, TrainerControl())
+    assert resumed.alarms == guard.alarms
+    assert logged(resumed, 0.3, name="distinct_2") == [True]
+    state.stateful_callbacks["HackingGuard"] = json.loads(json.dumps(resumed.state()))
+    with pytest.raises(ValueError, match=r"was stopped by its guard .step 1: distinct is"):
+        HackingGuard(Limits(distinct=0.5)).on_train_begin(SimpleNamespace(), state, TrainerControl())
+
+
 def logged(guard, *values, name="kl_sequence"):
     """What the control says after each log."""
     state, control, stops = SimpleNamespace(global_step=0), TrainerControl(), []
@@ -86,7 +105,7 @@ def test_a_run_is_stopped_and_says_why(tmp_path):
     (lambda: Limits(kl=0.0), "limit kl is 0.0; want a number > 0"),
     (lambda: Limits(length=0.9), "want a factor above 1"),
     (lambda: HackingGuard(Limits(), action="shout"), "action is 'shout'; want stop or warn"),
-    (lambda: HackingGuard(Limits(), patience=0), "patience is 0; want at least 1"),
+    (lambda: HackingGuard(Limits(), patience=0), "patience is 0; want a whole number of at least 1"),
 ])  # fmt: skip
 def test_refuses(make, message):
     with pytest.raises(ValueError, match=message):

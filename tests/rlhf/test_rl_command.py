@@ -75,6 +75,12 @@ def test_trains_what_the_recipe_says(changes, capsys):
         ({"conservative": 1.0}, "found one reward model"),
         ({"advantag": "gae"}, "unknown key 'advantag'; did you mean 'advantage'?"),
         ({"samples": 1, "advantage": "rloo"}, "want 2 or more"),
+        ({"guard": {"kl": "abc"}}, "guard: limit kl is 'abc'; want a number > 0"),
+        ({"guard": {"spread": 2.0}}, "guard: spread is of an ensemble"),
+        ({"guard": {"kl": 2.0}, "kl_in": "none"}, "guard: kl wants a reference"),
+        ({"conservative": "x"}, "conservative is 'x'; want a number"),
+        ({"reward": "json:__name__", "advantage": "rloo", "samples": 2}, "found str; want a function"),
+        ({"prompts": {"prompts": {"path": "prompts.jsonl", "weight": 2.0}}}, "prompts.prompts: weight is 2.0"),
     ],
 )
 def test_refuses_in_one_sentence(changes, message, capsys):

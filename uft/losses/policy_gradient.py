@@ -43,6 +43,9 @@ def clipped_value(
 
 
 def k3(token_logp: Float[Tensor, "*shape"], reference_token_logp: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """π_ref / π − log(π_ref / π) − 1 ≥ 0: its mean over tokens of the policy is KL(π ‖ π_ref).  [K]; [GRPO] Eq. 4."""
+    """π_ref / π − log(π_ref / π) − 1 ≥ 0: its mean over tokens of the policy is KL(π ‖ π_ref).  [K]; [GRPO] Eq. 4.
+
+    Its gradient on the policy's own tokens is, in the mean, that of KL(π_ref ‖ π): what GRPO descends.
+    """
     log_ratio = reference_token_logp - token_logp
     return log_ratio.exp() - log_ratio - 1

@@ -27,6 +27,8 @@ _DECIDING = (
     "advantage", "samples", "epochs_per_rollout", "minibatches", "clip", "value_clip", "value_coefficient",
     "critic_learning_rate", "gamma", "lam", "whiten", "kl_coefficient", "kl_in", "kl_loss", "kl_target",
     "max_new_tokens", "unended_penalty", "seed", "learning_rate", "per_device_train_batch_size", "max_steps",
+    "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "use_peft", "lora_r", "lora_alpha", "bf16", "fp16",
 )  # fmt: skip
 
 
@@ -40,6 +42,11 @@ class ActorCritic(nn.Module):
     @property
     def config(self) -> Any:
         return self.policy.config
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        for model in (self.policy, None if self.critic is None else self.critic.model):
+            if model is not None:
+                model.gradient_checkpointing_enable(**kwargs)
 
 
 class Prompts(Dataset):
@@ -65,6 +72,7 @@ class ActorCriticTrainer(GuardedTrainer):
     """What `RLTrainer` has besides its step.  `model` is an `ActorCritic`, `train_dataset` are `Prompts`."""
 
     loss_is_scaled_for_ga = True
+    reward_name = ""  # what a checkpoint of another reward is told by
     _clock = 0.0
 
     @property
@@ -104,6 +112,7 @@ class ActorCriticTrainer(GuardedTrainer):
         self.check_folders(resume_from_checkpoint)
         self.identity = {
             "rl": {name: repr(getattr(self.args, name)) for name in _DECIDING},
+            "reward": self.reward_name,
             "data": self._prompts_digest(),
             "optimiser_state": not self.args.save_only_model,
         }
@@ -147,9 +156,15 @@ class ActorCriticTrainer(GuardedTrainer):
         self.run_state.collect(list)
         super()._save_checkpoint(model, trial)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step % self.args.updates and self.state.global_step < self.state.max_steps:
+            self.guard.stop = None  # a signal is followed at the end of the rollout; it stays received
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        unwrapped(self.policy).save_pretrained(folder)
+        folder, policy = Path(output_dir or self.args.output_dir), unwrapped(self.policy)
+        # without the frozen copy that may be the reference
+        policy.save_pretrained(folder, **({"selected_adapters": [policy.active_adapter]} if is_peft(policy) else {}))
         self.tokenizer.save_pretrained(folder)
         if self.critic is not None and folder.name.startswith("checkpoint-"):
             self.critic.model.save_pretrained(folder / "critic")
@@ -162,14 +177,19 @@ class ActorCriticTrainer(GuardedTrainer):
 
             set_peft_model_state_dict(policy, load_file(folder / "adapter_model.safetensors"))
         else:
-            policy.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # tied weights stand once
+            _load(policy, folder)
         if self.critic is not None:
-            self.critic.model.load_state_dict(load_file(folder / "critic" / "model.safetensors"), strict=False)
+            _load(self.critic.model, folder / "critic")
 
     def _elapsed(self) -> float:
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
         return elapsed
+
+
+def _load(model: nn.Module, folder: Path) -> None:
+    """By transformers, whose files may be laid out in another way than the weights."""
+    model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
 
 
 def _only(items: list[list[Example]]) -> list[Example]:

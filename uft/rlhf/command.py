@@ -72,6 +72,8 @@ def trained(recipe: Mapping[str, Any]) -> list[tuple[Path, RewardReport | None]]
         raise RecipeError(f"members is {members}; want at least 1")
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise RecipeError(f"dtype is {dtype!r}; want auto, float32, bfloat16 or float16")
+    if members > 1 and recipe.get("resume_from_checkpoint"):
+        raise RecipeError("resume_from_checkpoint is of one run; found several members")
     values = {"output_dir": "runs/reward"} | {key: value for key, value in recipe.items() if key in _FIELDS}
     args = parse_config(values, of=RewardConfig)
     tokenizer = AutoTokenizer.from_pretrained(own.get("tokenizer", own["model"]))
@@ -97,8 +99,9 @@ def _member(
         args = dataclasses.replace(args, seed=seed, data_seed=seed, output_dir=f"{folder}-checkpoints")
     reset_peak_memory()
     model = train_reward_model(
-        RewardModel.of(own["model"], tokenizer, seed=args.seed, dtype=dtype), data, args, eval_data
-    )
+        RewardModel.of(own["model"], tokenizer, seed=args.seed, dtype=dtype), data, args, eval_data,
+        resume_from_checkpoint=args.resume_from_checkpoint,
+    )  # fmt: skip
     model.training_record["peak_memory_bytes"] = peak_memory_bytes()
     if own.get("calibrate", True):
         model = model.calibrated(list(data if eval_data is None else eval_data))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from uft.config import UnifiedConfig
 
+# of UnifiedConfig: what reinforcement learning does not ask for
+UNUSED = {"reference": "auto", "layout": "auto", "padding_side": "right", "prefix_sharing": True, "token_budget": None,
+          "data_seed": None, "gradient_conflict": 0}  # fmt: skip
 ADVANTAGES = ("gae", "rloo", "grpo")
 KL_IN = ("reward", "loss", "none")
 KL_LOSSES = ("exact", "k3")
@@ -72,7 +76,13 @@ class RLConfig(UnifiedConfig):
             raise ValueError(f"max_steps is {self.max_steps}; want a number of optimiser steps")
         if self.world_size > 1:
             raise ValueError(f"found {self.world_size} processes; want one (several: uft.rlhf.through_trl)")
-        if self.max_steps % self.updates or (self.save_strategy == "steps" and self.save_steps % self.updates):
+        for name, default in UNUSED.items():
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which has no effect here; want it left out")
+        if self.kl_target and self.kl_in == "none":
+            raise ValueError("kl_target is set and kl_in is 'none'; want the KL in the reward or in the loss")
+        saved = self.save_steps if self.save_steps >= 1 else math.ceil(self.save_steps * self.max_steps)
+        if self.max_steps % self.updates or (self.save_strategy == "steps" and saved % self.updates):
             raise ValueError(
                 f"max_steps is {self.max_steps} and save_steps {self.save_steps}; want multiples of the {self.updates} "
                 "steps that a rollout gets, so that no checkpoint falls inside one"

@@ -18,14 +18,17 @@ It reads logs, so it works with every trainer that logs these names, `RLTrainer`
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from uft.data.rows import is_number
 from uft.record import write_json
 
 logger = logging.get_logger(__name__)
@@ -63,8 +66,8 @@ class Limits:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if value is not None and not value > 0:
-                raise ValueError(f"limit {name} is {value}; want a number > 0, or None")
+            if value is not None and not (is_number(value) and value > 0):
+                raise ValueError(f"limit {name} is {value!r}; want a number > 0, or None")
         if self.length is not None and self.length <= 1:
             raise ValueError(f"limit length is {self.length}; want a factor above 1")
 
@@ -105,11 +108,12 @@ def passed(now: Mapping[str, float], first: Mapping[str, float], limits: Limits,
 
 
 @dataclass
-class HackingGuard(TrainerCallback):
+class HackingGuard(TrainerCallback, ExportableState):
     """Warns of passed limits, and stops the run where `action` is "stop", after `patience` logs in a row.
 
-    What it saw is written to guard.json of the run's folder.
+    What it saw is written to guard.json of the run's folder, and goes on where a run is resumed.
 
+    Raises ValueError where the run does not log what a limit is of, and where a run is resumed that it has stopped.
     """
 
     limits: Limits
@@ -121,24 +125,49 @@ class HackingGuard(TrainerCallback):
     def __post_init__(self):
         if self.action not in ("stop", "warn"):
             raise ValueError(f"action is {self.action!r}; want stop or warn")
-        if self.patience < 1:
-            raise ValueError(f"patience is {self.patience}; want at least 1")
+        if not isinstance(self.patience, int) or self.patience < 1:
+            raise ValueError(f"patience is {self.patience!r}; want a whole number of at least 1")
         self._first: dict[str, float] = {}
         self._in_a_row: dict[str, int] = {}
-        self._warned: set[str] = set()
+
+    # ---- what a resumed run must not lose ----
+
+    def state(self) -> dict[str, Any]:
+        kept = {"first": self._first, "in_a_row": self._in_a_row, "stopped": self.stopped,
+                "alarms": [vars(alarm) for alarm in self.alarms]}  # fmt: skip
+        return {"args": {}, "attributes": {"kept": copy.deepcopy(kept)}}
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        # transformers restores callbacks only where it is asked to
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if not (state.global_step and isinstance(saved, dict)):
+            return
+        kept = copy.deepcopy(saved["attributes"]["kept"])
+        self._first, self._in_a_row = kept["first"], kept["in_a_row"]
+        self.alarms, self.stopped = [Alarm(**alarm) for alarm in kept["alarms"]], kept["stopped"]
+        if self.stopped and self.action == "stop":
+            raise ValueError(f"this run was stopped by its guard ({self.stopped}); want other limits in a new run")
+
+    # ---- a log ----
 
     def on_log(self, args, state, control, logs: Mapping[str, Any] | None = None, **kwargs) -> None:
         logs = logs or {}
         now = {name: float(logs[key]) for name, keys in LOGGED.items() for key in keys if key in logs}
         if not now:
             return
+        if not self._first and (missing := [n for n, limit in vars(self.limits).items() if limit and n not in now]):
+            keys = " or ".join(LOGGED[missing[0]])
+            raise ValueError(
+                f"the guard has a limit for {missing[0]}, and this run logs no {keys}: want a reference for kl, an "
+                "ensemble for spread, or no such limit"
+            )
         self._first = {**now, **self._first}  # what was logged first stays
         alarms = passed(now, self._first, self.limits, state.global_step)
+        warned = {alarm.name for alarm in self.alarms}
         self.alarms += alarms
         self._in_a_row = {alarm.name: self._in_a_row.get(alarm.name, 0) + 1 for alarm in alarms}
         for alarm in alarms:
-            if alarm.name not in self._warned:
-                self._warned.add(alarm.name)
+            if alarm.name not in warned:
                 logger.warning(f"the reward may be hacked: {alarm}")
             if self.action == "stop" and self._in_a_row[alarm.name] >= self.patience and self.stopped is None:
                 self.stopped = f"{alarm}, {self.patience} logs in a row"
@@ -146,6 +175,8 @@ class HackingGuard(TrainerCallback):
                 logger.warning(f"training stops: {self.stopped}")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
+        if not self._first:
+            logger.warning("the guard saw nothing: this run logged none of what it watches")
         if args.should_save:
             write_json(
                 Path(args.output_dir) / "guard.json",

@@ -35,6 +35,7 @@ from uft.config import UnifiedConfig
 from uft.data.columns import Examples
 from uft.data.mismatched import Mismatched
 from uft.data.mixture import FeedbackDataset, load_feedback
+from uft.data.rows import is_number
 from uft.feedback import KINDS, Example
 from uft.head import causal_model
 from uft.loader import SHARDED, make_loader
@@ -85,7 +86,7 @@ class Online:
             raise ValueError(f"online: target is {self.target!r}; want one of {', '.join(TARGETS)}")
         if self.target in OF_GROUPS and self.samples < 2:
             raise ValueError(f"online: target is {self.target!r} and samples 1; want at least 2 responses to compare")
-        if not 0 < self.temperature < math.inf:
+        if not is_number(self.temperature) or not 0 < self.temperature < math.inf:
             raise ValueError(f"online: temperature is {self.temperature!r}; want a number > 0")
         if self.target in ADVANTAGES and self.temperature != 1:
             raise ValueError(f"online: temperature is {self.temperature} for advantages; want 1, the policy itself")

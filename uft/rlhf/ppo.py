@@ -23,13 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from uft.collation import Collator
 from uft.compute import Cost
 from uft.faults import StepGuard
 from uft.feedback import Batch, Example
+from uft.head import causal_model, has_fused_head
 from uft.loading import prepared_policy
 from uft.losses.policy_gradient import clipped_surrogate, clipped_value, k3
 from uft.metrics import RunState
@@ -52,6 +53,7 @@ class RLTrainer(ActorCriticTrainer):
     reference   by default the policy as it is now
     spread      the disagreement of an ensemble, per response: logged, and what guards look at
     reward_cost a `Cost` of the reward model for each token, to be counted (several members: a list)
+    name        of the reward, by which a checkpoint of another one is refused; by default that of its type
 
     Raises ValueError where critic and advantage do not fit, or a reward is not finite.
     """
@@ -59,14 +61,21 @@ class RLTrainer(ActorCriticTrainer):
     def __init__(
         self, policy: Any, rewards: Rewards, prompts: Sequence[Example], args: RLConfig,
         tokenizer: PreTrainedTokenizerBase, *, critic: Critic | None = None, reference: Any = None,
-        spread: Rewards | None = None, reward_cost: Cost | Sequence[Cost] = (), peft_config: Any = None, **kwargs: Any,
+        spread: Rewards | None = None, reward_cost: Cost | Sequence[Cost] = (), peft_config: Any = None,
+        name: str | None = None, **kwargs: Any,
     ):  # fmt: skip
         if (args.advantage == "gae") != (critic is not None):
             wanted = "a critic (Critic.of(reward_model))" if args.advantage == "gae" else "no critic"
             raise ValueError(f"advantage is {args.advantage!r}; want {wanted}")
         set_seed(args.seed)
         policy = prepared_policy(policy, args, peft_config)
+        if critic is not None and args.disable_dropout:
+            for module in critic.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        _check_room(policy, prompts, args)
         self.rewards, self.spread, self.tokenizer = rewards, spread, tokenizer
+        self.reward_name = name or getattr(rewards, "__qualname__", type(rewards).__qualname__)
         self.reference = None
         if args.kl_in != "none" or reference is not None:
             own = reference if isinstance(reference, Reference) else None
@@ -85,7 +94,9 @@ class RLTrainer(ActorCriticTrainer):
         self.guard = StepGuard(self)
         self.add_callback(self.guard)
         self.rollout: Rollout | None = None
-        self.costs = {"policy": Cost.of(policy), "reference": Cost.of(policy)}
+        frozen = self.reference.model if isinstance(self.reference, FrozenReference) else policy
+        self.costs = {"policy": Cost.of(policy), "reference": Cost.of(frozen)}
+        self.fused = has_fused_head(policy)
         if critic is not None:
             self.costs["critic"] = Cost.of(critic.model)
         self.reward_costs = [reward_cost] if isinstance(reward_cost, Cost) else list(reward_cost)
@@ -227,8 +238,7 @@ class RLTrainer(ActorCriticTrainer):
         found = {
             "reward": rollout.reward.mean(),
             "reward/std": rollout.reward.std(unbiased=False),
-            "kl_sequence": kl,
-            "kl_coefficient": coefficient.coefficient,
+            **({} if self.reference is None else {"kl_sequence": kl, "kl_coefficient": coefficient.coefficient}),
             "entropy": -rollout.batch.old_logp[mask].mean(),
             "length": lengths.mean(),
             "ended": rollout.ended.float().mean(),
@@ -241,30 +251,47 @@ class RLTrainer(ActorCriticTrainer):
             returns, left = rollout.batch.returns[mask], (rollout.batch.returns - rollout.batch.old_value)[mask]
             found["value/explained_variance"] = 1 - left.var() / returns.var().clamp(min=1e-12)
         self.run_state.add({name: _mean(value) for name, value in found.items()})
-        n = rollout.batch.length.numpy().astype(np.int64)
-        flops = self.costs["policy"].forward(n).sum()  # generating reads and writes each token once
-        flops += self.costs["policy"].forward(n).sum() * (1 + (self.reference is not None))
+        n, scored = self._lengths(rollout.batch)
+        policy, asked_twice = self.costs["policy"], 1 + (self.spread is not None)
+        flops = 2 * policy.forward(n, scored).sum()  # writing reads each token once; and the log-probabilities before
+        flops += self.costs["reference"].forward(n, scored).sum() if self.reference is not None else 0
         flops += self.costs["critic"].forward(n).sum() if self.critic is not None else 0
-        flops += sum(cost.forward(n).sum() for cost in self.reward_costs)
+        flops += asked_twice * sum(cost.forward(n).sum() for cost in self.reward_costs)
         self.run_state.count(
             generated_tokens=int(mask.sum()), flops=int(flops), rollouts=1, policy_forwards=2 * len(n),
-            reference_forwards=len(n) * (self.reference is not None), reward_forwards=len(n) * len(self.reward_costs),
+            reference_forwards=len(n) * (self.reference is not None),
+            reward_forwards=asked_twice * len(n) * len(self.reward_costs),
             **{f"examples/{source}": count for source, count in _sources(rollout.examples).items()},
         )  # fmt: skip
 
-    def _count_training(self, batch: Batch) -> None:
+    def _lengths(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of prompt and response, and those that the policy's head sees."""
         n = batch.length.cpu().numpy().astype(np.int64)
-        flops = sum(
-            (self.costs[name].forward(n) + self.costs[name].backward(n)).sum()
-            for name in ("policy", "critic")
-            if name in self.costs
-        )
-        exact = self.args.kl_in == "loss" and self.args.kl_loss == "exact"
-        flops += self.costs["reference"].forward(n).sum() if exact else 0
+        return n, batch.shifted.sum(-1).cpu().numpy().astype(np.int64) if self.fused else n
+
+    def _count_training(self, batch: Batch) -> None:
+        n, scored = self._lengths(batch)
+        policy, exact = self.costs["policy"], self.args.kl_in == "loss" and self.args.kl_loss == "exact"
+        flops = (policy.forward(n, scored) + policy.backward(n, scored)).sum()
+        if self.critic is not None:
+            flops += (self.costs["critic"].forward(n) + self.costs["critic"].backward(n)).sum()
+        flops += self.costs["reference"].forward(n, scored).sum() if exact else 0
         self.run_state.count(
             tokens=int(n.sum()), response_tokens=int(batch.shifted.sum()), flops=int(flops), backwards=len(n),
             policy_forwards=len(n), reference_forwards=len(n) * exact,
         )  # fmt: skip
+
+
+def _check_room(policy: nn.Module, prompts: Sequence[Example], args: RLConfig) -> None:
+    room = getattr(causal_model(policy).config.get_text_config(), "max_position_embeddings", None)
+    for example in prompts:
+        if not len(example.prompt):
+            raise ValueError(f"row {example.row} of {example.source!r}: found no prompt; want rows with one")
+        if room is not None and (n := len(example.prompt)) + args.max_new_tokens > room:
+            raise ValueError(
+                f"row {example.row} of {example.source!r}: found a prompt of {n} tokens and {args.max_new_tokens} to "
+                f"come; want at most {room}, the model's positions"
+            )
 
 
 def _mean(value: Any) -> tuple[Tensor, Tensor]:

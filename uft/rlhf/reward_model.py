@@ -32,7 +32,7 @@ from uft.collation import Collator, Row, rows_of
 from uft.evaluation.undisturbed import undisturbed
 from uft.feedback import Batch, Example
 from uft.head import causal_model, is_peft, unwrapped
-from uft.models import load_policy
+from uft.models import load_with_adapter
 from uft.record import write_json
 
 RECORD = "reward.json"
@@ -100,7 +100,7 @@ class RewardModel:
         """
         if isinstance(policy, str):
             tokenizer = AutoTokenizer.from_pretrained(policy) if tokenizer is None else tokenizer
-            policy = load_policy(policy, dtype=dtype)
+            policy = load_with_adapter(policy, trained=False, dtype=dtype)
         if tokenizer is None:
             raise ValueError("tokenizer is missing; want the policy's")
         if is_peft(policy):
@@ -243,6 +243,7 @@ class RewardEnsemble:
         def rewards(examples: Sequence[Example], batch_size: int = 64) -> list[list[float]]:
             return self._combined(examples, lambda values: values.mean(0) - k * values.std(0), batch_size)
 
+        rewards.members = self.members  # whose passes are counted
         return rewards
 
     def _several(self) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from uft.checkpoint import last_checkpoint
 from uft.compute import Cost
 from uft.data.mixture import load_feedback
+from uft.data.rows import is_number
 from uft.recipe import RecipeError, _known, _sources, parse_config
 from uft.rlhf.config import RLConfig
 from uft.rlhf.guards import HackingGuard, Limits
@@ -66,15 +67,25 @@ def trainer_of(recipe: Mapping[str, Any]) -> RLTrainer:
     rewards, members, spread = _rewards(recipe, tokenizer, args.device)
     if args.advantage == "gae" and not members:
         raise RecipeError("advantage is 'gae' and reward a function; want a reward model, whose copy is the critic")
-    data, report = load_feedback(
-        _sources(recipe["prompts"], "prompts"), tokenizer, args.max_length, on_bad_row=args.on_bad_row
-    )
+    sources = _sources(recipe["prompts"], "prompts")
+    for source in sources.values():
+        if source.weight != 1.0:
+            raise RecipeError(f"prompts.{source.name}: weight is {source.weight}; prompts are all drawn equally often")
+    if recipe.get("guard"):
+        guard = _guard(recipe["guard"])
+        if guard.limits.spread and spread is None:
+            raise RecipeError("guard: spread is of an ensemble; want several reward models")
+        if guard.limits.kl and args.kl_in == "none":
+            raise RecipeError("guard: kl wants a reference; kl_in is 'none'")
+    data, report = load_feedback(sources, tokenizer, args.max_length, on_bad_row=args.on_bad_row)
     print(report)
-    guard = _guard(recipe["guard"]) if recipe.get("guard") else None
+    if "document" in set().union(*data.kinds().values()):
+        raise RecipeError("prompts: found documents; want rows with a prompt")
     return RLTrainer(
         recipe["model"], rewards, list(data), args, tokenizer,
         critic=Critic.of(members[0]) if args.advantage == "gae" else None, spread=spread,
-        reward_cost=[Cost.of(member.model) for member in members], callbacks=[guard] if guard else None,
+        reward_cost=[Cost.of(member.model) for member in members], callbacks=[guard] if recipe.get("guard") else None,
+        name=f"{recipe['reward']} conservative {recipe.get('conservative') or 0}, of {recipe['model']}",
     )  # fmt: skip
 
 
@@ -82,6 +93,8 @@ def _rewards(
     recipe: Mapping[str, Any], tokenizer: Any, device: torch.device
 ) -> tuple[Rewards, list[RewardModel], Rewards | None]:
     given, conservative = recipe["reward"], recipe.get("conservative") or 0.0
+    if not is_number(conservative) or conservative < 0:
+        raise RecipeError(f"conservative is {conservative!r}; want a number >= 0")
     names = given if isinstance(given, list) else [given]
     if not all(isinstance(name, str) for name in names):
         raise RecipeError(f"reward is {given!r}; want a folder or hub id, a list of them, or module:function")
@@ -110,6 +123,8 @@ def _function(name: str) -> Rewards:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise RecipeError(f"reward {name!r}: {error}; want a folder, or module:function") from None
+    if not callable(found):
+        raise RecipeError(f"reward {name!r}: found {type(found).__name__}; want a function")
     return found
 
 
@@ -118,5 +133,8 @@ def _guard(options: Any) -> HackingGuard:
         raise RecipeError(f"guard is {options!r}; want a mapping such as {{kl: 10.0, distinct: 0.5}}")
     for key in options:
         _known(key, (*_LIMITS, "action", "patience"), "guard: ")
-    limits = Limits(**{key: value for key, value in options.items() if key in _LIMITS})
-    return HackingGuard(limits, **{key: value for key, value in options.items() if key not in _LIMITS})
+    try:
+        limits = Limits(**{key: value for key, value in options.items() if key in _LIMITS})
+        return HackingGuard(limits, **{key: value for key, value in options.items() if key not in _LIMITS})
+    except ValueError as error:
+        raise RecipeError(f"guard: {error}") from None

@@ -18,7 +18,7 @@ from uft.models import Reference, _scatter, token_logps
 class Critic(nn.Module):
     """V(x, y_<t) before every token: a transformer with one output, as a reward model is.
 
-    center, scale   of the rewards: a critic that begins as their model then begins with the right values
+    center, scale   of the rewards: a critic that begins as their one model then begins with the right values
     """
 
     def __init__(self, model: nn.Module, center: float = 0.0, scale: float = 1.0):
