@@ -1,11 +1,12 @@
 """Does one joint stage forget less than supervised fine-tuning followed by preference training?
 
 Arms      see experiments/arms.py: the base, likelihood alone, preference training after the supervised stage in six
-          forms and with two kinds of replay, the reverse order, adapters trained apart and added up, ten joint
-          objectives, and the control that needs no preference method (likelihood on demonstrations and chosen answers)
-Equal     base weights, seeds, data, trials; FLOPs within 2 % with reference passes counted (first table; ALRIGHT and
-          MAXRIGHT, whose cost is only expected beforehand, within 6 %), examples of each kind (second table, first form
-          of preferences; SFT only has no use for them)
+          forms and with two kinds of replay, a reward model and reinforcement learning after it, the reverse order,
+          adapters trained apart and added up, ten joint objectives, and the control that needs no preference method
+          (likelihood on demonstrations and chosen answers)
+Equal     base weights, seeds, data, trials; FLOPs within 2 % with reference passes, generation and rewards counted
+          (first table; ALRIGHT, MAXRIGHT and reinforcement, whose cost is only expected beforehand, within 6 %),
+          examples of each kind (second table, first form of preferences; SFT only has no use for them)
 Unequal   optimiser steps, stated in both tables
 Named     beforehand, and run on ten seeds: the best joint arm against the best sequential arm, and against likelihood
           on demonstrations and chosen answers; best by the search, which uses other base models and other prompts
@@ -275,6 +276,9 @@ def describe(
         "string of a prompt was ever in a training row. Facts were, in pretraining; and arms that replay documents are "
         "trained on them again, those that are asked about among them. ALRIGHT and MAXRIGHT train one kind of feedback "
         "in each step: what they draw for the other one rests, so that they draw about twice of what they train on. "
+        "The arms that end with reinforcement learning train a reward model on half of the design's draws of "
+        "preferences (on all of them at equal examples); writing responses, rewards and the critic's passes are "
+        "counted. "
         "MAXRIGHT takes 0 for the optimum of both losses, where its paper trains for each alone first. The best arms "
         "of the contrasts may differ in what they replay: read them beside the arms that replay the same. Seconds are "
         "of two workers on shared cores."

@@ -120,7 +120,13 @@ def best_of(family: str, families: Mapping[str, str], chosen: Mapping[str, Any],
 
 
 # What replays the same: pairs that a reader compares, chosen after the first table had been seen.
-LIKE_WITH_LIKE = (("dpo_nll_documents", "sft_chosen_documents"), ("dpo_nll", "sft_una"))
+LIKE_WITH_LIKE = (
+    ("dpo_nll_documents", "sft_chosen_documents"),
+    ("dpo_nll", "sft_una"),
+    ("dpo_nll", "sft_rm_ppo"),
+    ("sft_una", "sft_rm_ppo"),
+    ("sft_rm_ppo", "sft_rm_rloo"),
+)
 
 
 def named_contrasts(
