@@ -43,7 +43,7 @@ compare-full: $(VENV)/.installed-dev
 compare-quick: $(VENV)/.installed
 	$(BIN)/python -m experiments.sequential_vs_unified --quick
 
-STUDY ?= mixing_ratio weight_schedule lr_beta loss_zoo feedback_noise scale reference forgetting_budget exact_paths kl_law
+STUDY ?= mixing_ratio weight_schedule lr_beta loss_zoo feedback_noise scale reference forgetting_budget exact_paths reward_hacking label_noise active_selection kl_law
 studies: $(VENV)/.installed-dev
 	@for study in $(STUDY); do $(BIN)/python -m experiments.$$study || exit 1; done
 

@@ -62,18 +62,36 @@ def compared(runs: Runs) -> dict[str, dict[str, Any]]:
 
 
 def verdict(pool: str, found: Mapping[str, Mapping[str, Any]]) -> str:
-    better = [rule for rule, of in found.items() if of["difference"]["low"] > 0]
-    worse = [rule for rule, of in found.items() if of["difference"]["high"] < 0]
-    said = f"**{pool} pool:** "
-    said += (
-        f"better than random by an interval that excludes 0: {', '.join(better)}"
-        if better
-        else "no rule is \
-distinguishably better than random"
-    )
-    said += f"; worse: {', '.join(worse)}" if worse else ""
-    kept = [rule for rule in better if found[rule]["p_holm"] < 0.05]
-    return said + (f". After Holm's correction over the rules: {', '.join(kept) or 'none'} better." if better else ".")
+    """Which rules differ from random after correction, and, said apart, which by their uncorrected interval alone.
+
+    Better and worse are held to the same: p < 0.05 after Holm's correction over the rules of a pool.
+    """
+    sure = [rule for rule, of in found.items() if of["p_holm"] < 0.05]
+    alone = [rule for rule in found if rule not in sure and _excludes_zero(found[rule]["difference"])]
+    if sure:
+        said = f"distinguishable from random after Holm's correction over the rules: {_both_ways(sure, found)}."
+    else:
+        said = "after Holm's correction over the rules, none is distinguishable from random."
+    if alone:
+        said += f" By the uncorrected 95 % interval alone, which proves nothing here: {_both_ways(alone, found)}."
+    return f"**{pool} pool:** {said}"
+
+
+def _excludes_zero(difference: Mapping[str, float]) -> bool:
+    return difference["low"] > 0 or difference["high"] < 0
+
+
+def _both_ways(rules: Sequence[str], found: Mapping[str, Mapping[str, Any]]) -> str:
+    parts = []
+    for name, sign in (("better", 1), ("worse", -1)):
+        its = [rule for rule in rules if sign * found[rule]["difference"]["mean"] > 0]
+        numbers = (f"{rule} ({_mean_and_interval(found[rule]['difference'])})" for rule in its)
+        parts += [f"{name} {', '.join(numbers)}"] if its else []
+    return "; ".join(parts)
+
+
+def _mean_and_interval(d: Mapping[str, float]) -> str:
+    return f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
 
 
 def tables(runs: Runs, found: Mapping[str, Mapping[str, Any]]) -> list[tuple[list[str], list[list[str]]]]:
@@ -87,8 +105,7 @@ def tables(runs: Runs, found: Mapping[str, Mapping[str, Any]]) -> list[tuple[lis
         per_budget = [paired_difference(at_budget(runs, rule, k), at_budget(runs, "random", k))
                       for k in range(1, len(budgets))]  # fmt: skip
         differences.append(
-            [rule, *map(_signed, per_budget), f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]",
-             f"{of['p']:.3f}", f"{of['p_holm']:.3f}"]
+            [rule, *map(_signed, per_budget), _mean_and_interval(d), f"{of['p']:.3f}", f"{of['p_holm']:.3f}"]
         )  # fmt: skip
     names = ("distance", "nearest", "vendi", "radius")
     spread = [

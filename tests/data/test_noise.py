@@ -24,6 +24,7 @@ from uft.data.noise import (
     probability_right,
 )
 from uft.data.rows import DataError
+from uft.data.sources import Source
 from uft.feedback import Example, Response
 
 
@@ -96,6 +97,14 @@ def test_bayes_threshold_is_where_right_and_wrong_are_as_likely():
     assert probability_right(np.array([-bayes_threshold(rate)]), rate)[0] == pytest.approx(0.5)
     assert bayes_threshold(rate._replace(likelihood=0.0)) == math.inf
     assert not flagged(np.array([-1e9]), math.inf).any()
+    for epsilon, expected in ((0.0, [1.0, 1.0]), (0.2, [0.0, 1.0])):  # where σ is 0 in float64
+        found = probability_right(np.array([-1e4, 1e4]), rate._replace(likelihood=epsilon))
+        assert found == pytest.approx(expected)
+
+
+def test_probability_right_is_bayes_rule():
+    """ε = 0.2, a = 2, m = 1: 0.8 σ(2) / (0.8 σ(2) + 0.2 σ(−2)) = 0.8 · 0.8808 / (0.7046 + 0.0238) = 0.9673."""
+    assert probability_right(np.array([1.0]), NoiseRate(0.3, 0.2, 0.2, 2.0))[0] == pytest.approx(0.9673, abs=1e-4)
 
 
 @pytest.mark.parametrize("bad", [np.array([]), np.array([1.0, math.nan]), np.ones((2, 2))])
@@ -164,10 +173,40 @@ def test_command_finds_what_was_turned_round(data, by, capsys):
     assert report["pairs"] == len(PROMPTS) and report["flagged"] == len(suspects)
 
 
+def test_suspects_may_hold_what_json_cannot(tmp_path):
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "note": math.nan, "kept": 1}]
+    source = Source("pairs", data=rows, kind="pair")
+    noise.write_noise(tmp_path / "out", source, [pair(1)], np.array([-2.0]), np.array([0]), 0.0, {})
+    (suspect,) = [json.loads(line) for line in (tmp_path / "out" / "suspects.jsonl").read_text().splitlines()]
+    assert suspect["note"] is None and suspect["kept"] == 1 and suspect["noise"]["margin"] == -2.0
+
+
 @pytest.mark.parametrize("value", ["-1", "much", "nan"])
 def test_threshold_is_refused_before_anything_is_read(value):
     with pytest.raises(DataError, match=f"threshold is '{value}'"):
         noise.main(["no_such_file.jsonl", "--model", "none", "--output", "out", f"--threshold={value}"])
+
+
+@pytest.mark.parametrize("there", noise.FILES)
+def test_an_earlier_report_is_not_lost(data, there):
+    """Said before the model, which does not exist, is looked for."""
+    (data / "out").mkdir()
+    (data / "out" / there).write_text("earlier work")
+    words = [str(data / "pairs.jsonl"), "--model", str(data / "none"), "--output", str(data / "out")]
+    with pytest.raises(DataError, match=f"{there}' is there already; want another --output, or --overwrite"):
+        noise.main(words)
+    with pytest.raises(DataError, match=r"suspects.jsonl' is a file that is read"):
+        noise.main([str(data / "out" / "suspects.jsonl"), *words[1:], "--overwrite"])
+    assert (data / "out" / there).read_text() == "earlier work"
+
+
+def test_overwrite_replaces_an_earlier_report(data):
+    (data / "out").mkdir()
+    for name in noise.FILES:
+        (data / "out" / name).write_text("earlier work")
+    words = [str(data / "pairs.jsonl"), "--model", str(data / "model"), "--output", str(data / "out"), "--folds", "2"]
+    assert noise.main([*words, "--overwrite"]) == 0
+    assert not any("earlier work" in (data / "out" / name).read_text() for name in noise.FILES)
 
 
 def test_too_few_prompts_for_the_folds(data):

@@ -1,14 +1,14 @@
 """The labelling queue: sides that say nothing, answers checked against what was handed out, votes counted by hand."""
 
 import json
-import math
 
 import pytest
 
 from uft.data import queue
-from uft.data.queue import item_id, krippendorff, pairs_of, queue_items, read_answers, read_queue, resolve, write_lines
+from uft.data.quality.writing import write_lines
+from uft.data.queue import item_id, pairs_of, queue_items, read_answers, read_queue, resolve
 from uft.data.readers import read_text
-from uft.data.rows import BadRow
+from uft.data.rows import BadRow, DataError
 from uft.data.sources import Source
 
 PAIRS = [(f"question {i}?", f"good {i}", f"bad {i}") for i in range(6)]
@@ -131,9 +131,41 @@ def test_counts_add_up_without_answers(handed_out):
     assert pairs == [] and counts["open"] == counts["items"] == counts["lines_unfilled"] == 6
 
 
-def test_krippendorff_by_hand():
-    """Items aa, ab: n = 4, n_a = 3, n_b = 1.  D_o = 2 / 4, D_e = 2 · 3 · 1 / (4 · 3) = 1 / 2, so alpha is 0."""
-    assert krippendorff([["a", "a"], ["a", "b"], ["a"]]) == pytest.approx(0.0)
-    assert krippendorff([["a", "a"], ["b", "b"]]) == 1
-    assert krippendorff([["a", "b"], ["b", "a"]]) == pytest.approx(-0.5)
-    assert math.isnan(krippendorff([["a"], []])) and math.isnan(krippendorff([["a", "a"]]))
+def test_alpha_is_of_votes_without_skips(handed_out):
+    """Votes aa, ab: n = 4, n_a = 3, n_b = 1.  D_o = 2 / 4, D_e = 2 · 3 · 1 / (4 · 3) = 1 / 2, so alpha is 0."""
+    folder, items = handed_out
+    files = [fill(folder, "ann.jsonl", items, ["a", "a", "a", "skip"])]
+    files.append(fill(folder, "bob.jsonl", items, ["a", "b", "skip", "skip"], "bob"))
+    out = folder / "pairs.jsonl"
+    assert queue.run_import([str(file) for file in files], str(folder / "queue.jsonl"), out) == 0
+    assert json.loads(out.with_suffix(".counts.json").read_text())["krippendorff_alpha"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("there", ["pairs.jsonl", "pairs.counts.json"])
+def test_what_is_there_is_not_lost(handed_out, there):
+    folder, items = handed_out
+    words = ["import", str(fill(folder, "ann.jsonl", items, "aaaaaa")), "--queue", str(folder / "queue.jsonl")]
+    (folder / there).write_text("earlier work\n")
+    with pytest.raises(DataError, match=f"{there}' is there already; want another --output, or --overwrite"):
+        queue.main([*words, "--output", str(folder / "pairs.jsonl")])
+    assert (folder / there).read_text() == "earlier work\n"
+    assert queue.main([*words, "--output", str(folder / "pairs.jsonl"), "--overwrite"]) == 0
+    assert len((folder / "pairs.jsonl").read_text().splitlines()) == 6
+    assert json.loads((folder / "pairs.counts.json").read_text())["pairs"] == 6
+
+
+@pytest.mark.parametrize("read", ["queue.jsonl", "ann.jsonl"])
+def test_no_switch_writes_over_what_is_read(handed_out, read):
+    folder, items = handed_out
+    words = ["import", str(fill(folder, "ann.jsonl", items, "aaaaaa")), "--queue", str(folder / "queue.jsonl")]
+    before = (folder / read).read_bytes()
+    with pytest.raises(DataError, match=f"{read}' is a file that is read"):
+        queue.main([*words, "--output", str(folder / "x" / ".." / read), "--overwrite"])
+    assert (folder / read).read_bytes() == before
+
+
+def test_a_folder_for_pairs_is_made(handed_out):
+    folder, items = handed_out
+    words = ["import", str(fill(folder, "ann.jsonl", items, "a")), "--queue", str(folder / "queue.jsonl")]
+    assert queue.main([*words, "--output", str(folder / "new" / "pairs.jsonl")]) == 0
+    assert (folder / "new" / "pairs.jsonl").exists()

@@ -206,6 +206,21 @@ def test_a_model_is_asked_for_before_anything_is_read():
         selection.main([*words, "--rule", "coverage"])
 
 
+def test_a_queue_that_is_there_is_not_lost(files):
+    """It may hold choices already."""
+    out = files / "handed_out.jsonl"
+    out.write_text("earlier work")
+    words = [str(files / "pool.jsonl"), "--count", "2", "--output"]
+    with pytest.raises(DataError, match=r"handed_out.jsonl' is there already; want another --output, or --overwrite"):
+        selection.main([*words, str(out)])
+    assert out.read_text() == "earlier work"
+    assert selection.main([*words, str(out), "--overwrite"]) == 0 and len(read_queue(out)) == 2
+    pool = (files / "pool.jsonl").read_bytes()
+    with pytest.raises(DataError, match=r"pool.jsonl' is a file that is read"):
+        selection.main([*words, str(files / "pool.jsonl"), "--overwrite"])
+    assert (files / "pool.jsonl").read_bytes() == pool
+
+
 def test_nothing_new_is_an_error(files):
     known = pair_source(str(files / "known.jsonl"))
     from uft.data.readers import read_text

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_model, tiny_tokenizer
 
+from uft.data.quality.bias import share
 from uft.data.rows import DataError
 from uft.evaluation.command import run
 from uft.evaluation.config import EvaluationConfig
@@ -76,10 +77,11 @@ def test_refusals_by_group():
     generations = [Generation("p", text, 3, True) for text in texts]
     should, groups = [True, True, True, True, False, False], ["x", "x", "y", "y", "x", "y"]
     found = refusal_by_group(generations, should, groups)
-    assert (found["refusal/x"], found["refusal/y"]) == (0.5, 0.5)
-    assert (found["false_refusal/x"], found["false_refusal/y"]) == (1.0, 0.0)
+    assert (found["refusal/group/x"], found["refusal/group/y"]) == (0.5, 0.5)
+    assert (found["false_refusal/group/x"], found["false_refusal/group/y"]) == (1.0, 0.0)
     assert found["refusal/gap"] == 0 and found["false_refusal/gap"] == 1
-    assert found["refusal/x/n"] == 2 and found["false_refusal/x/low"] < 1 == found["false_refusal/x/high"]
+    assert found["refusal/group/x/n"] == 2
+    assert found["false_refusal/group/x/low"] < 1 == found["false_refusal/group/x/high"]
     with pytest.raises(ValueError, match="6 generations, 6 should_refuse and 5 groups"):
         refusal_by_group(generations, should, groups[:5])
 
@@ -88,7 +90,7 @@ def test_harmlessness_by_hand():
     by = {"likelihood": np.array([[-1.0, -2.0], [-3.0, -2.0], [-1.0, -1.0], [0.0, -5.0]])}
     found = harmlessness(by, ["x", "x", "y", "y"])
     assert found["likelihood"] == 2.5 / 4 and found["likelihood/n"] == 4
-    assert (found["likelihood/x"], found["likelihood/y"], found["likelihood/gap"]) == (0.5, 0.75, 0.25)
+    assert (found["likelihood/group/x"], found["likelihood/group/y"], found["likelihood/gap"]) == (0.5, 0.75, 0.25)
     assert found["likelihood/low"] == wilson(2.5, 4).low
     assert set(harmlessness(by)) == {"likelihood", "likelihood/low", "likelihood/high", "likelihood/n"}
     with pytest.raises(ValueError, match=r"likelihood: found \[4\]"):
@@ -100,6 +102,29 @@ def test_harmlessness_by_hand():
 def test_one_group_has_no_gap_and_missing_values_are_one():
     assert "r/gap" not in group_metrics("r", [1.0, 0.0], ["x", "x"])
     assert [group_of(value) for value in (None, "", "a/b", 3, 0)] == ["none", "none", "a_b", "3", "0"]
+
+
+def test_group_names_overwrite_nothing():
+    """Groups with the names of what is said of them: the interval, count and gap of the whole stay what they are."""
+    names = ["low", "high", "n", "gap", "group"]
+    right = np.array([1.0, 0.0, 0.0, 1.0, 1.0] * 4)
+    by = {"likelihood": np.stack([right, np.full(20, 0.5)], axis=1)}
+    plain, named = harmlessness(by, list("abcde") * 4), harmlessness(by, names * 4)
+    assert len(plain) == len(named) == 4 + 5 * 4 + 3
+    own = ("", "/low", "/high", "/n", "/gap", "/gap/low", "/gap/high")
+    assert all(named[f"likelihood{end}"] == plain[f"likelihood{end}"] for end in own)
+    for letter, name in zip("abcde", names):
+        for end in ("", "/low", "/high", "/n"):
+            assert named[f"likelihood/group/{name}{end}"] == plain[f"likelihood/group/{letter}{end}"]
+    with pytest.raises(ValueError, match="found group 'x/low'; want a name without '/'"):
+        group_metrics("r", [1.0, 0.0], ["x", "x/low"])
+
+
+def test_one_interval_of_wilson():
+    """The one for ties here, and scipy's for counts in reports on data, are the same."""
+    for hits, of in ((0, 7), (5, 10), (81, 263), (9, 9)):
+        its = share(hits, of)
+        assert wilson(hits, of)[:3] == pytest.approx((its["share"], its["low"], its["high"]), abs=1e-12)
 
 
 def test_held_out_keeps_prompts_together_and_stays():
@@ -134,8 +159,9 @@ def test_suite_measures_likelihood_rewards_and_reward_model_by_group():
     for by in ("likelihood", "rewards", "reward_model"):
         right = np.array(rows[f"{by}_harmless"]) > np.array(rows[f"{by}_harmful"])
         assert report.metrics[f"harmlessness/{by}"] == right.mean()
-        assert report.metrics[f"harmlessness/{by}/x"] == pytest.approx(right[::2].mean())
-        assert f"harmlessness/{by}/gap/low" in report.metrics and report.metrics[f"harmlessness/{by}/y/n"] == 3
+        assert report.metrics[f"harmlessness/{by}/group/x"] == pytest.approx(right[::2].mean())
+        assert f"harmlessness/{by}/gap/low" in report.metrics
+        assert report.metrics[f"harmlessness/{by}/group/y/n"] == 3
     assert rows["correct"] == [a > b for a, b in zip(rows["likelihood_harmless"], rows["likelihood_harmful"])]
     # what the reward model says of the pairs' own tokens, in their order
     config = EvaluationConfig.of({"pairs": {"p": PAIRS}, "max_length": 64})
@@ -143,7 +169,8 @@ def test_suite_measures_likelihood_rewards_and_reward_model_by_group():
 
     expected = rewards(list(read_data(config, TOKENIZER).pairs[:]))
     assert rows["reward_model_harmless"] == pytest.approx([each[0] for each in expected], abs=1e-5)
-    assert {"refusals/refusal/x", "refusals/false_refusal/y/high", "refusals/refusal/gap"} <= report.metrics.keys()
+    assert {"refusals/refusal/group/x", "refusals/false_refusal/group/y/high"} <= report.metrics.keys()
+    assert "refusals/refusal/gap" in report.metrics
     assert report.samples["refusals"]["group"] == list("xyz") * 2
 
     later = evaluate(model, TOKENIZER, EvaluationConfig.of(SECTIONS), reference, before=report)

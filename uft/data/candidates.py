@@ -15,7 +15,8 @@ from uft.data.embedding import pair_embedding, pair_features
 from uft.data.judges import reward_trained_on
 from uft.data.mixture import load_feedback
 from uft.data.noise import margins
-from uft.data.queue import item_id, queue_items, write_lines
+from uft.data.quality.writing import write_lines
+from uft.data.queue import item_id, queue_items
 from uft.data.readers import TextExample, read_text
 from uft.data.rows import BadRow, DataError
 from uft.data.selection import JUDGED, Pool, by_random, diversity, select
@@ -126,6 +127,7 @@ def run_select(given: Any) -> list[str]:
     chosen = select(given.rule, pool, given.count, given.seed)
     texts = [candidates.texts[i] for i in chosen.order]
     items = queue_items([(t.prompt, *t.responses) for t in texts], given.rule, chosen.value.tolist(), given.seed)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     write_lines(given.output, items)
     lines = [
         f"{len(items)} of {pool.size} pairs in {given.output}, by {given.rule}",

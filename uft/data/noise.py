@@ -31,11 +31,12 @@ from tqdm import tqdm
 
 from uft.data.judges import BY
 from uft.data.mixture import load_feedback
-from uft.data.queue import write_lines
+from uft.data.quality.writing import write_lines
+from uft.data.queue import refuse_loss
 from uft.data.rows import DataError
 from uft.data.sources import Source, read_rows
 from uft.feedback import Example
-from uft.record import environment, write_json
+from uft.record import environment, plain, write_json
 from uft.rlhf.sampling import Rewards
 
 MOST = 0.5  # beyond it the labels would be the wrong way round as a whole
@@ -108,9 +109,10 @@ def confident_rate(margin: np.ndarray) -> float:
 
 def probability_right(margin: np.ndarray, rate: NoiseRate) -> np.ndarray:
     """float64 [rows]: P(the judgement was not turned round | it, m) under the model of `likelihood`."""
-    ahead = (1 - rate.likelihood) * _sigmoid(rate.scale * margin)
-    behind = rate.likelihood * _sigmoid(-rate.scale * margin)
-    return ahead / (ahead + behind)
+    # (1 − ε) σ(a m) / [(1 − ε) σ(a m) + ε σ(−a m)], by log-odds: both terms may be 0 for a label that looks impossible
+    epsilon = rate.likelihood
+    odds = math.log((1 - epsilon) / epsilon) if epsilon > 0 else math.inf
+    return _sigmoid(odds + rate.scale * margin)
 
 
 def bayes_threshold(rate: NoiseRate) -> float:
@@ -214,12 +216,15 @@ def cross_validated(
 # ---- uft data noise ----
 
 
-def main(words: Sequence[str]) -> int:
-    """`uft data noise`: see the top of the file."""
+FILES = ("rows.jsonl", "suspects.jsonl", "report.json", "report.md")
+
+
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("uft data noise", description="Which judgements of pairs are likely wrong.")
     parser.add_argument("path", metavar="FILE", help="pairs: prompt, chosen, rejected")
     parser.add_argument("--model", required=True, help="hub id or folder of a language model to start rewards from")
     parser.add_argument("--output", type=Path, required=True, help="folder for rows, suspects and report")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in that folder")
     parser.add_argument("--by", choices=BY, default="reward", help="a reward model, or DPO's implicit reward")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--threshold", default="0", help="nats of margin against the label, or bayes; default 0")
@@ -230,8 +235,14 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--on_bad_row", choices=("error", "drop"), default="error")
     parser.add_argument("--chat", action="store_true", help="strings are what a user and an assistant say")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(list(words))
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """`uft data noise`: see the top of the file."""
+    given = command_line().parse_args(list(words))
     threshold = _threshold(given.threshold)
+    refuse_loss([given.output / name for name in FILES], given.overwrite, [given.path])
     source = Source("pairs", given.path, kind="pair", chat=given.chat)
 
     from transformers import AutoTokenizer
@@ -252,7 +263,7 @@ def main(words: Sequence[str]) -> int:
     )
     lines = write_noise(given.output, source, pairs, margin, fold, threshold, {**vars(given), **options})
     print("\n".join(lines))
-    print(f"report.md, report.json, rows.jsonl and suspects.jsonl in {given.output}")
+    print(f"{', '.join(FILES)} in {given.output}")
     return 0
 
 
@@ -275,7 +286,8 @@ def write_noise(
     """Writes what was found and returns the lines of the report.
 
     rows.jsonl       of every pair its row in the file, fold, margin, probability of a right label, and flag
-    suspects.jsonl   of every flagged row what is in the file, and `noise` with the same numbers, worst first
+    suspects.jsonl   of every flagged row what is in the file (NaN as null, dates as text), and `noise` with
+                     the same numbers, worst first
     threshold        nats; None for Bayes'
     """
     rate = noise_rate(margin)
@@ -286,10 +298,9 @@ def write_noise(
          "flagged": bool(flags[i])}
         for i, pair in enumerate(pairs)
     ]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / "rows.jsonl", rows)
     suspects = {row["row"]: row for row in sorted(rows, key=lambda row: row["margin"]) if row["flagged"]}
-    texts = {row.number: row.values for row in read_rows(source) if row.number in suspects}
-    write_lines(folder / "suspects.jsonl", ({**texts[row], "noise": found} for row, found in suspects.items()))
     by_fold = [float(np.mean(margin[fold == k] > 0)) for k in range(int(fold.max()) + 1)]
     lines = [
         f"# Judgements of {source.where} against rewards that did not see them",
@@ -306,4 +317,8 @@ def write_noise(
          "agreement_by_fold": by_fold, "settings": {k: str(v) for k, v in settings.items()}, **environment()},
     )  # fmt: skip
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # last: rows may hold what no file can, and the rewards took long
+    texts = {row.number: row.values for row in read_rows(source) if row.number in suspects}
+    listed = (plain({**texts[row], "noise": found}) for row, found in suspects.items())
+    write_lines(folder / "suspects.jsonl", listed)
     return lines

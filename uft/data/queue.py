@@ -24,12 +24,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uft.data.quality.agreement import krippendorff_alpha
+from uft.data.quality.writing import write_lines
 from uft.data.rows import BadRow, DataError, is_number, shown
 from uft.data.sources import Source, read_rows
 from uft.record import write_json
@@ -80,10 +81,14 @@ def queue_items(
     return items
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def refuse_loss(outputs: Sequence[Path], overwrite: bool, inputs: Iterable[str | Path]) -> None:
+    """Raises `DataError` where an output is there already, unless `overwrite`, and always where it is an input."""
+    read = {Path(path).resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise DataError(f"output {str(path)!r} is a file that is read; want another --output")
+        if path.exists() and not overwrite:
+            raise DataError(f"output {str(path)!r} is there already; want another --output, or --overwrite")
 
 
 # ---- taking back ----
@@ -218,51 +223,40 @@ def pairs_of(answers: Answers) -> tuple[list[dict[str, Any]], dict[str, int]]:
     return pairs, dict(counts) | more
 
 
-def krippendorff(votes: Iterable[Sequence[str]]) -> float:
-    """Krippendorff's alpha for names: 1 − (observed / expected disagreement) over items with two votes or more.
-
-    With m_u votes on item u, n = Σ m_u and n_c votes for c among them:
-        D_o = (1 / n) Σ_u (pairs of votes on u that differ, in order) / (m_u − 1)
-        D_e = (1 / (n (n − 1))) Σ_{c ≠ k} n_c n_k                                      Krippendorff 2004, ch. 11
-    NaN where no item has two votes, or all votes are the same.
-    """
-    items = [list(each) for each in votes if len(each) > 1]
-    total, n = Counter(vote for each in items for vote in each), sum(map(len, items))
-    expected = sum(total[a] * (n - total[a]) for a in total)
-    if not expected:
-        return float("nan")
-    observed = sum(2 * sum(a != b for a, b in combinations(each, 2)) / (len(each) - 1) for each in items)
-    return 1 - (observed / n) / (expected / (n * (n - 1)))
-
-
 # ---- uft data queue ----
 
 
-def main(words: Sequence[str]) -> int:
-    """`uft data queue import`: exit code 1 where anything that came back cannot be used."""
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("uft data queue", description="Judgements of people, as pairs for training.")
     commands = parser.add_subparsers(dest="command", required=True)
     taking = commands.add_parser("import", help="checks what came back and writes pairs")
     taking.add_argument("answers", nargs="+", metavar="FILE", help="filled queues, of one annotator or several")
     taking.add_argument("--queue", required=True, help="the queue as it was handed out")
     taking.add_argument("--output", type=Path, required=True, help="pairs as JSON lines; counts go beside it")
+    taking.add_argument("--overwrite", action="store_true", help="replace pairs and counts that are there already")
     taking.add_argument("--drop", action="store_true", help="leave out lines that cannot be used; otherwise no pairs")
-    arguments = parser.parse_args(list(words))
-    return run_import(arguments.answers, arguments.queue, arguments.output, arguments.drop)
+    return parser
 
 
-def run_import(paths: Sequence[str], queue: str, output: Path, drop: bool = False) -> int:
+def main(words: Sequence[str]) -> int:
+    """`uft data queue import`: exit code 1 where anything that came back cannot be used."""
+    given = command_line().parse_args(list(words))
+    return run_import(given.answers, given.queue, given.output, given.drop, given.overwrite)
+
+
+def run_import(paths: Sequence[str], queue: str, output: Path, drop: bool = False, overwrite: bool = False) -> int:
     """Writes the pairs and `<output>.counts.json`; prints a line per problem and the counts.
 
-    Problems mean exit code 1, and no pairs unless `drop`.
+    Problems mean exit code 1, and no pairs unless `drop`.  Raises `DataError` for files that would be lost.
     """
     if output.suffix != ".jsonl":
         raise DataError(f"output is {str(output)!r}; want a file ending in .jsonl")
+    refuse_loss([output, output.with_suffix(".counts.json")], overwrite, [*paths, queue])
     answers = read_answers(paths, read_queue(queue))
     for problem in answers.problems:
         print(problem)
     pairs, counts = pairs_of(answers)
-    alpha = krippendorff([[c for c in votes.values() if c != "skip"] for votes in answers.votes.values()])
+    alpha = krippendorff_alpha([[c for c in votes.values() if c != "skip"] for votes in answers.votes.values()])
     counts = counts | {"krippendorff_alpha": alpha if is_number(alpha) else None}
     for name, count in counts.items():
         print(
@@ -271,6 +265,7 @@ def run_import(paths: Sequence[str], queue: str, output: Path, drop: bool = Fals
     if answers.problems and not drop:
         print(f"{len(answers.problems)} lines cannot be used: nothing written; --drop leaves them out", file=sys.stderr)
         return 1
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_lines(output, pairs)
     write_json(output.with_suffix(".counts.json"), counts)
     print(f"{len(pairs)} pairs in {output}")

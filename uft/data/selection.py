@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from uft.data.queue import refuse_loss
 from uft.data.rows import DataError
 
 
@@ -233,13 +234,13 @@ def _all_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 JUDGED = ("margin", "disagreement", "change")  # what asks for rewards
 
 
-def main(words: Sequence[str]) -> int:
-    """`uft data select`: writes a queue for `uft.data.queue`."""
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("uft data select", description="Chooses pairs to be labelled next.")
     parser.add_argument("path", metavar="FILE", help="prompt, response_a, response_b; or chosen, rejected, unseen")
     parser.add_argument("--rule", choices=RULES, default="random")
     parser.add_argument("--count", type=int, required=True, help="pairs to be labelled")
     parser.add_argument("--output", type=Path, required=True, help="the queue, as JSON lines")
+    parser.add_argument("--overwrite", action="store_true", help="replace a queue that is there already")
     parser.add_argument("--model", help="language model: embeddings; with --labelled also the rewards' start")
     parser.add_argument("--reward_model", nargs="+", default=[], metavar="FOLDER", help="several for disagreement")
     parser.add_argument("--labelled", help="pairs that have labels: left out, and rewards are trained on them")
@@ -250,9 +251,15 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--max_length", type=int, default=1024, help="longest prompt + response in tokens")
     parser.add_argument("--chat", action="store_true", help="strings are what a user and an assistant say")
     parser.add_argument("--seed", type=int, default=0, help="of sides, ties, and rewards that are trained")
-    given = parser.parse_args(list(words))
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """`uft data select`: writes a queue for `uft.data.queue`."""
+    given = command_line().parse_args(list(words))
     if given.output.suffix != ".jsonl":
         raise DataError(f"output is {str(given.output)!r}; want a file ending in .jsonl")
+    refuse_loss([given.output], given.overwrite, [given.path, *([given.labelled] if given.labelled else [])])
     trains = given.model is not None and given.labelled is not None
     if given.rule in JUDGED and not given.reward_model and not trains:
         raise DataError(f"rule {given.rule!r} needs rewards; want --reward_model, or --model and --labelled")

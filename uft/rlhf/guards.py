@@ -170,7 +170,7 @@ class HackingGuard(TrainerCallback, ExportableState):
             if alarm.name not in warned:
                 logger.warning(f"the reward may be hacked: {alarm}")
             if self.action == "stop" and self._in_a_row[alarm.name] >= self.patience and self.stopped is None:
-                self.stopped = f"{alarm}, {self.patience} logs in a row"
+                self.stopped = f"{alarm}" + (f", {self.patience} logs in a row" if self.patience > 1 else "")
                 control.should_training_stop = True
                 logger.warning(f"training stops: {self.stopped}")
 
