@@ -215,6 +215,23 @@ def test_a_resumed_run_ends_with_the_same_weights_and_counts(tmp_path):
         assert whole.training_record[name] == resumed.training_record[name]
 
 
+def test_a_checkpoint_of_another_run_or_a_torn_one_is_refused(tmp_path):
+    data, options = dataset(("pairs",), 8), dict(max_steps=4, per_device_train_batch_size=4)
+    trained(tmp_path, data, save_strategy="steps", save_steps=2, **options)
+
+    def resume(**changed):
+        args = config(tmp_path, **options | changed)
+        train_reward_model(
+            RewardModel.of(model(), Tokenizer()), data, args, resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+        )
+
+    with pytest.raises(ValueError, match=r"is of another run.*center_rewards_coefficient"):
+        resume(center_rewards_coefficient=0.5)
+    (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="cannot resume"):
+        resume()
+
+
 def test_what_cannot_be_learnt_from_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'demonstrations' holds examples of kind demonstration"):
         trained(tmp_path, dataset(("pairs", "demonstrations"), 4))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from uft.data.readers import READERS, read_text
 from uft.data.rows import BadRow, DataError
-from uft.data.sources import Source, as_sources
+from uft.data.sources import Source, as_sources, open_table
 from uft.data.template import Template
 from uft.feedback import Example
 
@@ -226,6 +226,8 @@ def main(words: Sequence[str]) -> int:
         options = None if asked["quick"] else _quality_options(asked)
         tokenizer = None if asked["tokenizer"] is None else _load(asked["tokenizer"])
         sources = _sources(asked["paths"], source_options)
+        if options is not None:
+            _open_others(asked["eval"], options)
         report = check(sources, tokenizer, asked["max_length"])
         _show(report, sys.stdout)
         good = [source for source, found in zip(sources, report.sources) if not found.error and found.kept]
@@ -246,6 +248,16 @@ def _quality_options(asked: Mapping[str, Any]) -> Options:
     chosen = {name: asked[name] for name in ("by", "annotator", "beta", "max_length")}
     lists = {name: asked[name] for name in ("terms", "unsafe") if asked[name] is not None}
     return Options(near, Overlap(asked["ngram"], asked["max_documents"], near), **chosen, **lists)
+
+
+def _open_others(evaluation: Sequence[str], options: Options) -> None:
+    """Everything else that will be read: a wrong name is noticed before long work."""
+    from uft.data.quality.terms import read_terms
+
+    for source in _sources(evaluation, {}):
+        open_table(source)
+    for path in (options.terms, options.unsafe):
+        read_terms(path)
 
 
 def _quality(sources: Sequence[Source], asked: Mapping[str, Any], options: Options) -> None:

@@ -14,13 +14,15 @@ output_dir: data/curated
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from uft.data.files import csv_value
 from uft.data.quality.card import write_card
 from uft.data.quality.corpus import Corpus, Evaluation
 from uft.data.quality.markdown import table
@@ -28,8 +30,8 @@ from uft.data.quality.row_rules import Context
 from uft.data.quality.rules import RULES, apply
 from uft.data.quality.scores import HOW
 from uft.data.quality.writing import FORMATS, Digest, write_lines, write_rows, written_aside
-from uft.data.rows import DataError, Row, shown
-from uft.data.sources import ON_BAD_ROW, Source, open_table, read_rows
+from uft.data.rows import BadRow, DataError, Row, shown
+from uft.data.sources import CSV_VALUES, ON_BAD_ROW, Source, open_table, read_rows
 from uft.recipe import RecipeError, _known, _sources
 
 _OWN = (
@@ -45,8 +47,8 @@ class FilterRecipe:
     rules, on      by name, see `uft.data.quality.rules`; and the sources that a rule is on, where it is not on all
     scores         rank or centre: what scores become (`uft.data.quality.scores`); by default they stay
     format         parquet or jsonl; by default parquet for parquet, jsonl for everything else
-    overwrite      whether an output_dir that is there is replaced; by default it is refused
-    on_bad_row     drop: counted like all others; error: refused
+    overwrite      whether an earlier result in output_dir is replaced; by default it is refused
+    on_bad_row     drop: counted like all others; error: refused; a source's own goes before it
     tokenizer      folder or hub id, for rules about tokens
     list_dropped   whether dropped.jsonl is written
     plain          the values it was made of, as they go into the card
@@ -97,6 +99,14 @@ class FilterRecipe:
         for key, kind in (("overwrite", bool), ("list_dropped", bool), ("output_dir", str), ("tokenizer", str)):
             if key in own and not isinstance(own[key], kind):
                 raise RecipeError(f"{key} is {own[key]!r}; want {'true or false' if kind is bool else 'a text'}")
+        for name, source in own.get("eval_dataset", {}).items():
+            if source.on_bad_row is not None:
+                raise RecipeError(
+                    f"eval_dataset.{name}: on_bad_row is {source.on_bad_row!r}; want it of training data alone, "
+                    "since of evaluation files only prompts are read"
+                )
+        if own.get("eval_dataset") and "contamination" not in rules:
+            raise RecipeError("eval_dataset is there and no rule reads it; want `rules: {contamination: true}`")
         if "contamination" in own["rules"] and not own.get("eval_dataset"):
             raise RecipeError("rules.contamination needs 'eval_dataset'; want evaluation files by name")
         return cls(**own, plain=dict(values))
@@ -128,7 +138,10 @@ def _made(kind: Any, options: Mapping[str, Any], where: str) -> Any:
     for key, value in options.items():
         _known(key, tuple(fields), f"{where}: ")
         nested = fields[key].default_factory
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(nested):
+        if dataclasses.is_dataclass(nested):
+            if not isinstance(value, Mapping):
+                example = next(f"{field.name}: {field.default}" for field in dataclasses.fields(nested))
+                raise RecipeError(f"{where}.{key} is {shown(value)}; want a mapping such as {{{example}}}")
             value = _made(nested, value, f"{where}.{key}")
         own[key] = tuple(value) if isinstance(value, list) else value
     try:
@@ -165,10 +178,15 @@ class Outcome:
 def run(values: Mapping[str, Any]) -> tuple[dict[str, Outcome], Path]:
     """Filters as the recipe says, and writes the result.  Raises ValueError and OSError in one sentence."""
     recipe = FilterRecipe.of(values)
-    folder = Path(recipe.output_dir)
-    if folder.exists() and not recipe.overwrite:
-        raise RecipeError(f"output_dir {recipe.output_dir!r} is there already; want another, or `overwrite: true`")
+    folder = _folder(recipe)
     outcomes = sift(recipe)
+    for outcome in outcomes.values():
+        if not outcome.kept:
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in outcome.reasons.most_common())
+            raise DataError(
+                f"{outcome.source.where}: found no row that is kept among {outcome.read:,} ({reasons}); want one at "
+                "least, by other rules or without this source"
+            )
     with written_aside(folder) as aside:
         for name, outcome in outcomes.items():
             _write(name, outcome, aside, recipe.format)
@@ -178,21 +196,57 @@ def run(values: Mapping[str, Any]) -> tuple[dict[str, Outcome], Path]:
     return outcomes, folder
 
 
+def _folder(recipe: FilterRecipe) -> Path:
+    """Where the result goes, resolved: nothing that is read, and nothing but an earlier result is replaced."""
+    asked, said = Path(recipe.output_dir), f"output_dir {recipe.output_dir!r}"
+    if asked.is_symlink():
+        raise RecipeError(f"{said} is a symbolic link to {str(asked.resolve())!r}; want a folder of its own")
+    folder = asked.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{said} is a file; want a folder, which is made anew")
+    if Path.cwd().resolve().is_relative_to(folder):
+        raise RecipeError(f"{said} holds the folder this runs in; want a folder of its own, such as 'data/curated'")
+    for what, path in _inputs(recipe):
+        # as it is written, and where links lead
+        if any(each.is_relative_to(folder) for each in (Path(os.path.abspath(path)), Path(path).resolve())):
+            raise RecipeError(f"{said} holds {what} {str(path)!r}; want a folder in which nothing is that is read")
+    if not folder.exists():
+        return folder
+    if not recipe.overwrite:
+        raise RecipeError(f"{said} is there already; want another, or `overwrite: true`")
+    if any(folder.iterdir()) and not (folder / "filter.json").is_file():
+        raise RecipeError(f"{said} has no filter.json, so it is not what `uft data filter` has written; want another")
+    return folder
+
+
+def _inputs(recipe: FilterRecipe) -> Iterator[tuple[str, str | Path]]:
+    for key in ("train_dataset", "eval_dataset"):
+        for name, source in getattr(recipe, key).items():
+            if source.path is not None and Path(source.path).exists():
+                yield f"{key}.{name}", source.path
+    for name, rule in recipe.rules.items():
+        if getattr(rule, "file", None) is not None:
+            yield f"rules.{name}.file", rule.file
+    if recipe.tokenizer is not None and Path(recipe.tokenizer).exists():
+        yield "tokenizer", recipe.tokenizer
+
+
 def sift(recipe: FilterRecipe) -> dict[str, Outcome]:
     """Which rows stay; by source, and every row of it is either kept or dropped for one reason."""
     sources = recipe.train_dataset
-    corpus = Corpus.read(list(sources.values()), list(sources))
-    bad = {name: corpus.bad.get(name, []) for name in sources}
-    if recipe.on_bad_row == "error" and (first := next((row for rows in bad.values() for row in rows), None)):
-        raise first
-    evaluation = None
+    # first, since a wrong name costs nothing yet
+    evaluation = tokenizer = None
     if "contamination" in recipe.rules:
         evaluation = Evaluation.read(list(recipe.eval_dataset.values()), list(recipe.eval_dataset))
-    tokenizer = None
     if recipe.tokenizer is not None:
         from uft.data.check import _load
 
         tokenizer = _load(recipe.tokenizer)
+    corpus = Corpus.read(list(sources.values()), list(sources))
+    bad = {name: corpus.bad.get(name, []) for name in sources}
+    for name, source in sources.items():
+        if (source.on_bad_row or recipe.on_bad_row) == "error" and bad[name]:
+            raise bad[name][0]
     dropped = apply(recipe.rules, Context(corpus, evaluation, tokenizer), recipe.on)
     outcomes = {}
     for name, source in sources.items():
@@ -229,6 +283,9 @@ def _scores(source: Source, items: Sequence[Any], how: str) -> dict[str, dict[in
 def _write(name: str, outcome: Outcome, folder: Path, form: str | None) -> None:
     """The rows that stay, with the columns they came with, read once more."""
     source, kept = replace(outcome.source, columns={}, score={}), set(outcome.kept)
+    path = None if source.path is None else Path(source.path)
+    # of a CSV only the mapping says which of its texts are numbers
+    numbers = _numbers(outcome.source) if path is not None and path.suffix == ".csv" else ()
     digest, seen = Digest(source), 0
 
     def rows():
@@ -237,17 +294,27 @@ def _write(name: str, outcome: Outcome, folder: Path, form: str | None) -> None:
             seen += 1
             digest.add(row)
             if row.number in kept:
-                yield _rescored(row, outcome.scores)
+                # some have our names, and are read already
+                texts = {name: row.values[name] for name in numbers if isinstance(row.values.get(name), str)}
+                read = {name: csv_value(text) for name, text in texts.items()}
+                yield _rescored(row._replace(values=row.values | read), outcome.scores)
 
-    path = None if source.path is None else Path(source.path)
     form = form or ("parquet" if path is not None and path.suffix == ".parquet" else "jsonl")
-    written = write_rows(folder / f"{name}.{form}", rows(), path, list(outcome.scores))
+    try:
+        written = write_rows(folder / f"{name}.{form}", rows(), path, list(outcome.scores))
+    except BadRow as problem:  # which knows the row of the result
+        raise problem.at(source.where, outcome.kept[problem.row], None, {}) from None
     outcome.digest = digest.hexdigest()
     if (seen, written) != (outcome.read, len(kept)):
         raise DataError(
             f"{source.where}: found {seen} rows, {written} of them kept, when read again; want {outcome.read} and "
             f"{len(kept)}, as before: the source has changed"
         )
+
+
+def _numbers(source: Source) -> set[str]:
+    """Columns, by their names in the file, that are read as numbers or bools."""
+    return {source.columns.get(name, name) for name in (*CSV_VALUES, *source.score)}
 
 
 def _rescored(row: Row, scores: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:

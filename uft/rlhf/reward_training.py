@@ -11,14 +11,16 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from uft.checkpoint import WholeCheckpoints, last_checkpoint
 from uft.collation import Collator
 from uft.compute import Cost
 from uft.data.mixture import FeedbackDataset, MixtureSampler
@@ -30,8 +32,15 @@ from uft.metrics import RunState, added_counters
 from uft.record import environment
 from uft.rlhf.reward_config import REGRESSION, RewardConfig
 from uft.rlhf.reward_model import RewardModel, scores
+from uft.run_identity import check_identity
 
 KINDS = ("pair", "label", "score")
+# fields that decide what a run becomes, so that a checkpoint of another one is refused
+_DECIDING = (
+    "learning_rate", "max_steps", "num_train_epochs", "seed", "data_seed", "center_rewards_coefficient", "margin",
+    "margin_scale", "regression", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16",
+    "fp16",
+)  # fmt: skip
 Sums = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -53,6 +62,13 @@ def train_reward_model(
         if each is not None:
             _check(each, args.max_length)
     trainer = RewardTrainer(model, data, args, eval_data, callbacks)
+    if resume_from_checkpoint is True:
+        resume_from_checkpoint = last_checkpoint(args.output_dir)
+        if resume_from_checkpoint is None:
+            raise ValueError(f"no whole checkpoint in {args.output_dir!r} to resume from")
+    trainer.check_folders(resume_from_checkpoint)
+    if resume_from_checkpoint:
+        check_identity(trainer.identity, Path(resume_from_checkpoint), ())
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     trainer.tick()
     final = trainer.evaluate() if eval_data is not None else {}
@@ -101,8 +117,8 @@ class Scorer(nn.Module):
         self.model.gradient_checkpointing_enable(**kwargs)
 
 
-class RewardTrainer(Trainer):
-    """See the top of the file."""
+class RewardTrainer(WholeCheckpoints):
+    """See the top of the file.  A checkpoint is whole or absent, and one of another run is refused."""
 
     loss_is_scaled_for_ga = True
 
@@ -127,6 +143,12 @@ class RewardTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.add_callback(RunState())
         self.cost = Cost.of(reward_model.model)
+        self.identity = {
+            "rewards": {name: repr(getattr(args, name)) for name in _DECIDING},
+            "step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "data": data.fingerprint[:16],
+            "optimiser_state": not args.save_only_model,
+        }
         self._clock = time.perf_counter()
 
     # ---- data ----

@@ -8,6 +8,9 @@ import pytest
 
 from tests.data.quality.planted import corpus, pair
 from uft.data.quality.agreement import agreement, cohen_kappa, krippendorff_alpha
+from uft.data.quality.markdown import _kappas, markdown
+from uft.data.quality.measure import ALL, measure
+from uft.data.sources import Source
 
 # Krippendorff 2011, section C: four observers, twelve units, missing data
 OBSERVERS = ["123321412...", "12332241 25.3".replace(" ", ""), ".33323422 51.".replace(" ", ""), "12332441251."]
@@ -79,6 +82,52 @@ def test_judgements_in_data():
     assert (found["items"], found["judged_more_than_once"], found["judgements"]) == (4, 3, 6)
     assert found["unanimous"] == pytest.approx(2 / 3)
     assert list(found["kappa"]) == ["x, y"] and found["kappa"]["x, y"]["items"] == 3
+
+
+def test_the_first_of_ones_own_judgements_counts():
+    """x judges p three times: with y there is one agreement, and x's own say nothing."""
+    rows = [pair("p", "a", "b", annotator="x")] * 2 + [pair("p", "b", "a", annotator="x")]
+    assert agreement(corpus(a=rows).items) == {}
+    more = [
+        pair("p", "a", "b", annotator="y"), pair("q", "a", "b", annotator="y"), pair("q", "b", "a", annotator="x"),
+        pair("q", "a", "b", annotator=" "), pair("q", "a", "b", annotator=None),
+    ]  # fmt: skip
+    found = agreement(corpus(a=rows + more).items)["pair"]
+    # those without a name count each
+    assert (found["judgements"], found["own_repeats"], found["unanimous"]) == (6, 2, 0.5)
+    assert found["kappa"]["x, y"]["items"] == 2 and list(found["kappa"]) == ["x, y"]
+
+
+def test_a_file_per_annotator():
+    """The four judgements of test_alpha_by_hand, in two files."""
+    files = {
+        who: [pair(p, *sides, annotator=who) for p, sides in zip("pq", said)]
+        for who, said in {"x": ("ab", "ab"), "y": ("ab", "ba")}.items()
+    }
+    found = measure([Source(name=name, data=rows) for name, rows in files.items()])
+    assert list(found["agreement"]) == [ALL]
+    assert found["agreement"][ALL]["pair"]["kappa"]["x, y"]["items"] == 2
+    assert found["agreement"][ALL]["pair"]["alpha"] == pytest.approx(0)
+    assert f"{ALL}, pair" in markdown(found)
+    assert ALL not in measure([Source(name="x", data=files["x"])])["agreement"]
+
+
+def test_of_many_pairs_of_annotators_the_ends_are_shown():
+    draw = random.Random(0)
+    rows = [
+        {"prompt": f"p{i}", "completion": "c", "label": draw.randrange(2), "annotator": f"a{k:02}"}
+        for i in range(12) for k in range(12)
+    ]  # fmt: skip
+    found = measure([Source(name="s", data=rows)])
+    kappas = found["agreement"]["s"]["label"]["kappa"]
+    assert len(kappas) == 66
+    lines = [line for line in markdown(found).splitlines() if line.startswith("| s, label: ")]
+    values = sorted(each["kappa"] for each in kappas.values())
+    shown = [float(line.split("|")[3]) for line in lines]
+    assert shown == pytest.approx([*values[:3], (values[32] + values[33]) / 2, *values[-3:]], rel=0.01, abs=0.001)
+    assert "median of 66 of 66 pairs" in lines[3]
+    # few are shown all
+    assert len(_kappas("s", dict(list(kappas.items())[:7]))) == 7
 
 
 def test_repeated_rows_have_alpha_alone():

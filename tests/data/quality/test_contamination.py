@@ -9,8 +9,7 @@ from uft.data.rows import DataError
 
 def found_in(rows, evaluation, **options):
     made = corpus(train=rows)
-    prompts = [item.prompt for item in made.items]
-    return look_for(evaluation, prompts, made.row_words, Overlap(**options), made.words)
+    return look_for(evaluation, made, range(len(made.items)), Overlap(**options))
 
 
 def pairs_of(hits):
@@ -69,6 +68,57 @@ def test_a_template_of_the_evaluation():
     assert pairs_of(found_in(rows, evaluation[:10]).ngram) == [(0, j) for j in range(10)]
 
 
+def test_a_prompt_that_many_rows_hold_whole_is_reported_apart():
+    """Its n-grams are in more than ten prompts, as those of a template are."""
+    asked, template = sentence(1, 30), sentence(2, 13)
+    rows = [demonstration(f"{sentence(100 + i)} {asked}") for i in range(12)]
+    rows += [demonstration(f"{sentence(200)} {' '.join(asked.split()[:29])}")]  # all n-grams but the last
+    rows += [demonstration(f"{sentence(201)} {' '.join(asked.split()[1:])}")]  # all but the first
+    rows += [demonstration(f"{template} {sentence(300 + i)}") for i in range(12)]
+    found = found_in(rows, [asked, f"{template} {sentence(99)}"])
+    assert pairs_of(found.ngram) == []
+    assert pairs_of(found.whole) == [(i, 0) for i in range(12)]
+    assert found.templates == 18 + 1
+    # ten rows are no template, and nothing is counted twice
+    few = found_in(rows[:9], [asked])
+    assert len(few.ngram.row) == 9 and not len(few.whole.row)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "请用不超过五十个字的篇幅概括下面这篇文章的主要内容",
+        "以下の文章の要点を五十字以内でまとめてください",
+        "กรุณาสรุปเนื้อหาสำคัญของบทความต่อไปนี้ภายในห้าสิบคำ",
+    ],
+)
+def test_scripts_without_spaces_have_a_word_per_letter(text):
+    rows = [
+        demonstration(f"{sentence(2)}: {text} {sentence(3)}"), demonstration("另外" + text + "谢"),
+        demonstration(text[:11])
+    ]  # fmt: skip
+    assert pairs_of(found_in(rows, [text + "。" + text[:-5] + "是"]).ngram) == [(0, 0), (1, 0)]
+
+
+def test_a_system_prompt_hides_nothing():
+    """Nor do other turns: a user's turn alone is compared too, and so is a conversation without its system prompt."""
+    system, user = {"role": "system", "content": sentence(7)}, lambda text: {"role": "user", "content": text}
+    said = {"role": "assistant", "content": "so."}
+    short = "Why is the sky blue?"
+    rows = [
+        {"messages": [system, user(short), said]},
+        {"messages": [user(sentence(1)), said, user(short), said]},
+        {"messages": [system, user(sentence(2) + " more"), said]},
+        {"messages": [user(sentence(3)), said, user("See: " + sentence(4)), said]},
+        {"prompt": [system, user("a"), said, user("b")], "completion": [said]},
+    ]
+    found = found_in([row for row in rows if "messages" in row], [short, sentence(2), sentence(4)])
+    assert pairs_of(found.exact) == [(0, 0), (1, 0)]
+    assert pairs_of(found.near) == [(0, 0), (1, 0), (2, 1), (3, 2)]
+    assert pairs_of(found.ngram) == [(2, 1), (3, 2)]
+    assert pairs_of(found_in(rows[4:], ["a\n\nso.\n\nb"]).exact) == [(0, 0)]
+
+
 def test_near_and_exact_prompts():
     rows = [pair(sentence(1), "a", "b"), pair(sentence(2) + " more", "a", "b"), pair(sentence(2) + " more", "c", "d")]
     found = found_in(rows, [sentence(2), sentence(1).upper(), sentence(3)])
@@ -79,7 +129,7 @@ def test_near_and_exact_prompts():
 
 def test_nothing_to_look_for():
     found = found_in([demonstration(sentence(1))], [sentence(2), "short"])
-    assert [len(hits.row) for hits in found.ways.values()] == [0, 0, 0]
+    assert [len(hits.row) for hits in found.ways.values()] == [0, 0, 0, 0]
 
 
 def test_settings_are_checked():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 
@@ -14,7 +15,9 @@ from uft.cli import main as cli
 from uft.data.check import check
 from uft.data.filter import FilterRecipe, run, sift
 from uft.data.quality.card import without_folders
+from uft.data.quality.items import read_items
 from uft.data.rows import DataError
+from uft.data.sources import Source
 from uft.recipe import RecipeError
 
 
@@ -105,6 +108,16 @@ def test_contamination_names_the_evaluation_row(tmp_path):
     }  # fmt: skip
 
 
+def test_the_filter_drops_copies_that_many_rows_hold(tmp_path):
+    asked = sentence(90, 20)
+    write(tmp_path / "eval.jsonl", [{"prompt": asked}])
+    rows = [good(1), *(good(i) | {"prompt": f"{sentence(i)} {asked}"} for i in range(2, 14))]
+    values = recipe(tmp_path, rows, rules={"contamination": True}, eval_dataset={"held": str(tmp_path / "eval.jsonl")})
+    found = sift(FilterRecipe.of(values))["pairs"].dropped
+    assert set(found) == set(range(1, 13))
+    assert found[1] == ("contamination", "holds, as many prompts do, the whole of held row 0")
+
+
 def test_rules_are_on_the_sources_they_name(tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.jsonl", [pair("p", "...", f"good {name}")])
@@ -176,6 +189,95 @@ def test_parquet_keeps_its_columns(tmp_path):
     # without scores the column keeps its type too
     _, folder = run(values | {"scores": None, "output_dir": str(tmp_path / "plain"), "format": "parquet"})
     assert pq.read_table(folder / "scores.parquet").schema.field("score").type == pa.float32()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_mapped_file_comes_back_as_it_was_read(tmp_path, ending, form):
+    """Read again with its mapping it is the same; of a CSV the mapping alone says which texts are numbers."""
+    rows = [
+        {"score": "mine", "question": f"q{i}", "completion": f"answer {i}", "rating": s, "w": i + 0.5, "zip": "007"}
+        for i, s in enumerate([0.5, 0.25, 1.0])
+    ]
+    path = tmp_path / f"s.{ending}"
+    if ending == "csv":
+        path.write_text("\n".join(",".join(map(str, row)) for row in [rows[0], *(row.values() for row in rows)]))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    columns = {"prompt": "question", "score": "rating", "weight": "w"}
+    source = {"path": str(path), "columns": columns}
+    _, folder = run({"train_dataset": {"s": source}, "output_dir": str(tmp_path / "out"), "format": form})
+    made = folder / f"s.{form}"
+    assert (read(made) if form == "jsonl" else pq.read_table(made).to_pylist()) == rows
+    again = [list(read_items(Source(name="s", path=each, columns=columns))) for each in (path, made)]
+    assert again[0] == again[1] and [item.targets for item in again[1]] == [(0.5,), (0.25,), (1.0,)]
+
+
+def test_a_score_made_of_columns_of_a_csv(tmp_path):
+    (tmp_path / "s.csv").write_text("prompt,completion,a,b\np,c,0.5,1\n")
+    source = {"path": str(tmp_path / "s.csv"), "score": {"a": 1.0, "b": 3.0}}
+    _, folder = run({"train_dataset": {"s": source}, "output_dir": str(tmp_path / "out")})
+    assert read(folder / "s.jsonl") == [{"prompt": "p", "completion": "c", "a": 0.5, "b": 1.0}]
+
+
+def test_ranks_of_a_mapped_csv_take_the_place_of_its_column(tmp_path):
+    (tmp_path / "s.csv").write_text("prompt,completion,rating\np,c,3\nq,d,9\n")
+    source = {"path": str(tmp_path / "s.csv"), "columns": {"score": "rating"}, "score_range": [0, 10]}
+    _, folder = run({"train_dataset": {"s": source}, "output_dir": str(tmp_path / "out"), "scores": "rank"})
+    assert [row["rating"] for row in read(folder / "s.jsonl")] == [0.25, 0.75]
+    # scores in [0, 1] read with the range of the input would be others
+    assert "leave `score_range` out where s is read" in (folder / "README.md").read_text()
+    source = {"path": str(folder / "s.jsonl"), "columns": {"score": "rating"}}
+    _, folder = run({"train_dataset": {"s": source}, "output_dir": str(tmp_path / "again"), "scores": "rank"})
+    assert "leave `score_range` out" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("value", [math.nan, [1, {"a": math.inf}], "\ud800", {"a": "x\udfff"}])
+def test_what_cannot_be_written_is_named(tmp_path, value):
+    rows = [pair("p", "a", "a"), good(1), good(2) | {"extra": value}]
+    values = recipe(tmp_path, rows)
+    with pytest.raises(DataError, match=r"pairs.jsonl, row 2, column 'extra': cannot be written: found .*parquet"):
+        run(values)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_parquet_cannot_hold_is_named(tmp_path):
+    rows = [pair("p", "a", "a"), good(1) | {"extra": "a"}, good(2) | {"extra": "\ud800"}]
+    with pytest.raises(DataError, match=r"pairs.jsonl, row 2, column 'extra': cannot be written"):
+        run(recipe(tmp_path, rows, format="parquet"))
+    rows = [good(1) | {"extra": math.nan}]
+    _, folder = run(recipe(tmp_path, rows, format="parquet"))
+    assert math.isnan(pq.read_table(folder / "pairs.parquet").to_pylist()[0]["extra"])
+
+
+def test_a_source_of_which_nothing_is_left_is_refused(tmp_path):
+    rows = [pair("да", "нет", "так"), pair("p", "a", "a")]
+    message = r"pairs.jsonl: found no row that is kept among 2 \(1 scripts, 1 bad row: equal responses\)"
+    with pytest.raises(DataError, match=message):
+        run(recipe(tmp_path, rows, rules={"scripts": True}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_may_say_what_becomes_of_its_bad_rows(tmp_path):
+    values = recipe(tmp_path, [good(1), pair("p", "a", "a")])
+    path = values["train_dataset"]["pairs"]
+    for own, whole, refused in (("error", "drop", True), ("drop", "error", False), (None, "error", True)):
+        made = values | {"train_dataset": {"pairs": {"path": path, "on_bad_row": own}}, "on_bad_row": whole}
+        if refused:
+            with pytest.raises(DataError, match="row 1"):
+                sift(FilterRecipe.of(made))
+        else:
+            assert sift(FilterRecipe.of(made))["pairs"].kept == [0]
+
+
+def test_evaluation_files_are_opened_before_training_data(tmp_path, monkeypatch):
+    def late(*_):
+        raise AssertionError("training data were read")
+
+    monkeypatch.setattr("uft.data.filter.Corpus.read", late)
+    values = recipe(tmp_path, [good(1)], rules={"contamination": True}, eval_dataset={"held": "gone.jsonl"})
+    with pytest.raises(DataError, match=r"gone.jsonl: found no such file"):
+        sift(FilterRecipe.of(values))
 
 
 def test_scores_of_pairs_are_taken_together(tmp_path):
@@ -262,6 +364,54 @@ def test_a_folder_that_is_there_is_not_replaced_unasked(tmp_path):
         run(values)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("held", ["train", "train itself", "train by a link", "eval", "unsafe"])
+def test_a_folder_that_holds_what_is_read_is_refused(tmp_path, held, overwrite):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "filter.json").write_text("{}")
+    write(out / "held.jsonl", [good(1), good(2)])
+    (out / "terms.txt").write_text("all: murder\n")
+    values = recipe(tmp_path, [good(1)], overwrite=overwrite)
+    if held == "eval":
+        more = {"eval_dataset": {"e": str(out / "held.jsonl")}, "rules": {"contamination": True}}
+    elif held == "unsafe":
+        more = {"rules": {"unsafe": {"file": str(out / "terms.txt")}}}
+    else:
+        (tmp_path / "link.jsonl").symlink_to(out / "held.jsonl")
+        path = {"train": out / "held.jsonl", "train itself": out, "train by a link": tmp_path / "link.jsonl"}[held]
+        more = {"train_dataset": {"t": str(path)}}
+    # the same folder by another way
+    with pytest.raises(RecipeError, match=r"holds .*; want a folder in which nothing is that is read"):
+        run(values | more | {"output_dir": str(tmp_path / "x" / ".." / "out")})
+    assert {path.name for path in out.iterdir()} == {"filter.json", "held.jsonl", "terms.txt"}
+    assert len(read(out / "held.jsonl")) == 2
+
+
+def test_only_an_earlier_result_is_replaced(tmp_path, monkeypatch):
+    values = recipe(tmp_path, [good(1)], overwrite=True)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(RecipeError, match=r"has no filter.json"):
+        run(values)
+    assert (out / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RecipeError, match="file' is a file"):
+        run(values | {"output_dir": str(tmp_path / "file")})
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(RecipeError, match="is a symbolic link to"):
+        run(values | {"output_dir": str(tmp_path / "link")})
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work" / "deep")
+    for here in (".", "..", ""):
+        with pytest.raises(RecipeError, match=r"holds the folder this runs in|is missing"):
+            run(values | {"output_dir": here})
+    (tmp_path / "empty").mkdir()
+    run(values | {"output_dir": str(tmp_path / "empty")})
+    assert (tmp_path / "empty" / "pairs.jsonl").exists()
+
+
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
     values = recipe(tmp_path, [good(1), good(2)])
 
@@ -290,6 +440,19 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
         ),
         ({"rules": {"near_duplicates": {"threshold": 2}}}, "rules.near_duplicates: threshold is 2"),
         ({"rules": {"contamination": {"near": {"n": 2}}}}, "rules.contamination.near: unknown key 'n'"),
+        ({"rules": {"contamination": {"near": 0.8}}}, r"rules.contamination.near is 0.8 .* \{threshold: 0.8\}"),
+        ({"rules": {"contamination": {"near": True}}}, "rules.contamination.near is True"),
+        ({"rules": {"near_duplicates": {"threshold": True}}}, "rules.near_duplicates: threshold is True"),
+        (
+            {"rules": {"near_duplicates": {"threshold": 0.99, "permutations": 16}}},
+            "rules.near_duplicates: threshold is 0.99 and permutations is 16",
+        ),
+        ({"rules": {"scripts": {"allowed": ["LATYN"]}}}, "allowed has 'LATYN'.*did you mean 'LATIN'"),
+        ({"eval_dataset": {"e": "e.jsonl"}}, "eval_dataset is there and no rule reads it"),
+        (
+            {"eval_dataset": {"e": {"path": "e", "on_bad_row": "drop"}}, "rules": {"contamination": True}},
+            "eval_dataset.e: on_bad_row is 'drop'",
+        ),
         ({"rules": {"endings": {"signs": ["cut"]}}}, "rules.endings: signs is .*mid word"),
         ({"rules": {"endings": {"signs": ["max length"]}}}, "rules.endings: max_length is None"),
         ({"rules": {"lengths": {"tokens": 5}}}, r"rules.lengths: tokens is 5 .*\[least, most\]"),

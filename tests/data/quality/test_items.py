@@ -1,12 +1,24 @@
 """Rows as plain text, their keys, hashes of words, scripts and endings."""
 
+import math
+
 import numpy as np
 import pytest
 
 from tests.data.quality.planted import corpus, pair, sentence
 from uft.data.quality.endings import Lexicon, at_longest, signs
-from uft.data.quality.items import Words, key, ngrams, normalised, only_words, read_evaluation, shingles, short_names
-from uft.data.quality.scripts import main_script, scripts, share_in
+from uft.data.quality.items import (
+    Words,
+    key,
+    ngrams,
+    normalised,
+    only_words,
+    read_evaluation,
+    shingles,
+    short_names,
+    words_of,
+)
+from uft.data.quality.scripts import known_scripts, main_script, scripts, share_in
 from uft.data.rows import DataError
 from uft.data.sources import Source
 
@@ -26,6 +38,28 @@ def test_a_conversation_has_the_prompt_that_a_string_has():
     (other,) = corpus(b=[{"prompt": "how?", "completion": "so."}]).items
     assert one.prompt_key == other.prompt_key and one.row_key == other.row_key
     assert one.response_keys == other.response_keys
+
+
+def test_responses_are_what_the_assistant_says():
+    turns = [("user", "q"), ("assistant", "a"), ("user", "longer than all"), ("assistant", "b")]
+    chat = [{"role": role, "content": text} for role, text in turns]
+    other = [*chat[:2], {"role": "user", "content": "another turn"}, chat[3]]
+    one, two, again = corpus(a=[{"messages": chat}, {"messages": other}, {"messages": chat}]).items
+    assert one.responses == ("a\n\nb",) and one.prompt == "q"
+    assert one.later == ("longer than all",) and one.asked == ("longer than all",)
+    # what the user says is part of the row all the same
+    assert one.row_key == again.row_key != two.row_key and one.response_keys != two.response_keys
+    made = corpus(a=[{"messages": chat}, {"messages": other}])
+    assert len(made.row_parts(0, 3)) == 3 and len(made.row_words[0]) == 2
+
+
+def test_blank_names_are_none():
+    rows = [
+        pair("p", "a", str(i), annotator=who, part=who) for i, who in enumerate([" ", "", None, math.nan, " x\ny "])
+    ]
+    read = type(corpus()).read([Source(name="s", data=rows)], ["s"], by="part")
+    assert [item.annotator for item in read.items] == [None, None, None, None, "x y"]
+    assert [item.group for item in read.items] == ["s", "s", "s", "s", "s/x y"]
 
 
 def test_groups_annotators_and_bad_rows():
@@ -49,7 +83,26 @@ def test_ngrams_are_of_words_in_a_row():
     assert np.array_equal(Words()("one two three four"), a)
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),  # vowels and virama are marks
+        ("தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        ("مُحَمَّد", ["مُحَمَّد"]),
+        ("你好, ok", ["你", "好", ",", "ok"]),
+        ("ที่นี่", ["ที่", "นี่"]),
+        ("カタカナー", list("カタカナー")),
+        ("2024年 x_1 déf", ["2024", "年", "x_1", "déf"]),
+        ("한국어 말", ["한국어", "말"]),  # has spaces
+    ],
+)
+def test_words_of_other_scripts(text, words):
+    assert [normalised(word) for word in words] == words_of(normalised(text))
+
+
 def test_marks_are_told_from_words():
+    # without its vowels this would be the same
+    assert not np.array_equal(Words()("कि"), Words()("की"))
     words = Words()
     assert len(words("(a + b)")) == 5
     assert np.array_equal(only_words(words("(a + b)")), words("a b"))
@@ -82,10 +135,16 @@ def test_short_names_hold_no_folder():
         ("12 + 3", "none"),
         ("γειά", "GREEK"),
         ("ｆｕｌｌ", "LATIN"),
+        ("ｱｲ", "KATAKANA"),
     ],
 )
 def test_scripts(text, script):
     assert main_script(text) == script
+
+
+def test_known_scripts_are_what_letters_have():
+    letters = "aя你あアب한कไ𐌰"
+    assert {main_script(letter) for letter in letters} < known_scripts() and "LATYN" not in known_scripts()
 
 
 def test_share_of_letters():
@@ -97,7 +156,16 @@ def test_share_of_letters():
 # ---- endings ----
 
 
-LEXICON = Lexicon(["the government said so", "a government is needed", "the govern", "the need, no need, needed"])
+LEXICON = Lexicon(
+    [
+        "the government said so",
+        "a government is needed",
+        "the govern",
+        "the need, no need, needed",
+        "सरकार की सरकार",
+        "政府官员 政府官员",
+    ]
+)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +183,17 @@ LEXICON = Lexicon(["the government said so", "a government is needed", "the gove
         ("Here it is:\n```python\nx = 1", ["open fence"]),
         ("Here it is as I have written it:\n```python\nx = 1\n```", []),
         ("one two three four five six and 12", []),
+        ("यह सर", ["mid word"]),  # its marks hold the longer word together
+        ("政府", []),  # a letter is a word, and no word is cut
     ],
 )
 def test_signs_of_an_ending(text, found):
     assert signs(text, LEXICON) == found
+
+
+def test_the_last_word_is_found_at_once():
+    """Not by trying each way to take the words before it apart, of which a word of n letters has 2^n."""
+    assert signs("internationalisation" * 50 + " and so on.", LEXICON) == []
 
 
 def test_a_limit_is_shared_by_several():

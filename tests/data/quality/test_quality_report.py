@@ -6,6 +6,7 @@ import pytest
 
 from tests.data.quality.planted import pair, sentence, write
 from uft.data.check import main
+from uft.data.quality.markdown import markdown, table
 from uft.data.quality.measure import Options, measure
 from uft.data.rows import DataError
 from uft.data.sources import Source
@@ -72,6 +73,27 @@ def test_the_command(folder, capsys):
     assert "1 pairs of responses are preferred both ways" in report
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_terms_of_which_one_side_has_no_response(tmp_path, label):
+    """All labels alike: there is a share of one side alone, and nothing to draw."""
+    rows = [{"prompt": "p", "completion": f"{i} I will murder it.", "label": label} for i in range(4)]
+    write(tmp_path / "labels.jsonl", rows)
+    assert main([str(tmp_path / "labels.jsonl"), "--report", str(tmp_path / "report")]) == 0
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "| violence |" in report and "unsafe.png" not in report
+
+
+def test_numbers_are_written_before_figures(folder, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no figure")
+
+    monkeypatch.setattr("uft.data.quality.figures.draw", broken)
+    with pytest.raises(RuntimeError, match="no figure"):
+        main([str(folder / "pairs.jsonl"), "--report", str(folder / "report")])
+    assert "## Duplicates" in (folder / "report" / "report.md").read_text()
+    assert json.loads((folder / "report" / "report.json").read_text())["rows"]
+
+
 def test_quick_is_validation_alone(folder, capsys):
     assert main([str(folder / "pairs.jsonl"), "--quick"]) == 0
     assert "# Data report" not in capsys.readouterr().out
@@ -94,6 +116,9 @@ def test_bad_rows_and_sources_do_not_stop_the_report(folder, capsys):
         (["--eval", "gone.jsonl"], "gone.jsonl: found no such file"),
         (["--terms", "gone.txt"], "gone.txt: cannot be read"),
         (["--beta", "0"], "beta is 0.0"),
+        (["--permutations", "16", "--threshold", "0.99"], "threshold is 0.99 and permutations is 16"),
+        (["--by", "nope"], "by is 'nope': found no row of any source"),
+        (["--annotator", "nope"], "annotator is 'nope': found no row of any source"),
     ],
 )
 def test_options_that_cannot_be_used(folder, capsys, words, message):
@@ -122,6 +147,40 @@ def test_tokens_are_counted_where_there_is_a_tokenizer():
     found = measure([Source(name="d", data=rows)], options=Options(tokenizer=make(), max_length=5))
     assert found["lengths"]["d"]["response_tokens"]["1"] > found["lengths"]["d"]["response_tokens"]["0.05"]
     assert found["endings"]["d"]["max length"] >= 1
+
+
+def test_a_column_of_many_values_splits_nothing():
+    rows = [pair("p", "a", str(i), id=i, part=i % 40) for i in range(60)]
+    assert len(measure([Source(name="s", data=rows)], options=Options(by="part"))["rows"]["groups"]) == 40
+    with pytest.raises(
+        DataError, match="by is 'id': found more than 40 different values in this column by row 40 of s"
+    ):
+        measure([Source(name="s", data=rows)], options=Options(by="id"))
+
+
+def test_other_files_are_opened_first(folder, capsys, monkeypatch):
+    def late(*_):
+        raise AssertionError("training data were read")
+
+    monkeypatch.setattr("uft.data.check.check", late)
+    for option in ("--eval", "--terms", "--unsafe"):
+        assert main([str(folder / "pairs.jsonl"), option, "gone.jsonl"]) == 1
+        assert "gone.jsonl" in capsys.readouterr().out
+
+
+def test_scores_of_pairs_are_described():
+    rows = [pair("p", "a", str(i), score_chosen=0.9, score_rejected=0.2) for i in range(3)]
+    found = measure([Source(name="s", data=rows), Source(name="plain", data=[pair("p", "a", "b")])])
+    assert list(found["scores"]) == ["s"]
+    assert found["scores"]["s"]["responses"] == 6 and found["scores"]["s"]["mean"] == pytest.approx(0.55)
+    assert "| s, both sides |" in markdown(found)
+
+
+def test_values_on_several_lines_do_not_break_tables():
+    assert table(("a\nb", "c"), [("x\n\ny", "p|q")]).splitlines()[2] == "| x y | p\\|q |"
+    assert len(table(("a\nb", "c"), [("x\n\ny", "p|q")]).splitlines()) == 3
+    rows = [pair("p", "a", "b", part="one\n| two")]
+    assert "| s/one \\| two |" in markdown(measure([Source(name="s", data=rows)], options=Options(by="part")))
 
 
 def test_beta_is_checked():

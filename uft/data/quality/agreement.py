@@ -85,11 +85,15 @@ def judgements(items: Iterable[Item]) -> dict[str, dict[Hashable, list[tuple[str
 def agreement(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
     """By kind: how many items were judged more than once, α of them, and κ of every two annotators who are named.
 
+    Of one annotator's several judgements of an item the first counts, for α and κ: that somebody agrees with themselves
+    says nothing of others.  `own_repeats` are those that were left out.  Judgements without a name count each.
+
     κ needs to know who judged: where rows are merely repeated there is α alone.  Scores have no κ, which knows only
     same and different.
     """
     result = {}
-    for kind, units in judgements(items).items():
+    for kind, everything in judgements(items).items():
+        units = {key: _one_each(said) for key, said in everything.items()}
         several = {key: said for key, said in units.items() if len(said) > 1}
         if not several:
             continue
@@ -98,6 +102,7 @@ def agreement(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
             "items": len(units),
             "judged_more_than_once": len(several),
             "judgements": sum(map(len, values)),
+            "own_repeats": sum(map(len, everything.values())) - sum(map(len, units.values())),
             "level": "interval" if kind == "score" else "nominal",
             "alpha": krippendorff_alpha(values, "interval" if kind == "score" else "nominal"),
             "unanimous": sum(len(set(each)) == 1 for each in values) / len(values),
@@ -106,11 +111,16 @@ def agreement(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
     return result
 
 
+def _one_each(said: Sequence[tuple[str | None, Any]]) -> list[tuple[str | None, Any]]:
+    """The first judgement of each annotator who is named, and all others."""
+    seen: set[str] = set()
+    return [(name, value) for name, value in said if name is None or not (name in seen or seen.add(name))]
+
+
 def _kappas(units: Mapping[Hashable, Sequence[tuple[str | None, Any]]]) -> dict[str, dict[str, Any]]:
     both: dict[tuple[str, str], tuple[list, list]] = {}
     for said in units.values():
-        # of one annotator's several judgements of an item the first counts
-        by_name = {name: value for name, value in reversed(said) if name is not None}
+        by_name = {name: value for name, value in said if name is not None}
         for a, b in combinations(sorted(by_name), 2):
             first, second = both.setdefault((a, b), ([], []))
             first.append(by_name[a])

@@ -100,6 +100,11 @@ def _readme(folder: Path, name: str, recipe: FilterRecipe, outcomes: Mapping[str
     if facts["scores"]:
         where = "; ".join(f"{key}: {', '.join(columns)}" for key, columns in facts["scores"].items())
         parts.append(f"Scores were replaced by {SCORES[recipe.scores]}, over the rows kept ({where}).")
+        if ranged := [key for key in facts["scores"] if outcomes[key].source.score_range is not None]:
+            parts.append(
+                f"They lie in [0, 1] now: leave `score_range` out where {', '.join(ranged)} is read, though the recipe "
+                "below has it for the input."
+            )
     recipe_text = yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True)
     parts += ["## Recipe", f"```yaml\n{recipe_text}```"]
     return "\n\n".join(parts) + "\n"

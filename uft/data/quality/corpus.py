@@ -14,6 +14,8 @@ from uft.data.quality.items import Item, Words, read_evaluation, read_items, shi
 from uft.data.rows import BadRow, DataError
 from uft.data.sources import Source
 
+MOST_PARTS = 40  # values of the column that sources are split by
+
 
 @dataclass
 class Corpus:
@@ -30,15 +32,22 @@ class Corpus:
     def read(
         cls, sources: Sequence[Source], groups: Sequence[str], by: str | None = None, annotator: str = "annotator"
     ) -> Corpus:
-        """Raises `DataError` for a source that cannot be read at all."""
+        """Raises `DataError` for a source that cannot be read at all, and for a column `by` with too many values."""
         items: list[Item] = []
         bad: dict[str, list[BadRow]] = {}
+        parts: set[str | None] = set()
         for source, group in zip(sources, groups, strict=True):
             for item in _bar(read_items(source, group, by, annotator), f"{group}: reading"):
                 if isinstance(item, BadRow):
                     bad.setdefault(group, []).append(item)
                 else:
                     items.append(item)
+                    parts.add(item.part)
+                    if len(parts - {None}) > MOST_PARTS:
+                        raise DataError(
+                            f"by is {by!r}: found more than {MOST_PARTS} different values in this column by row "
+                            f"{item.row} of {group}; want a column of few"
+                        )
         return cls(items, bad)
 
     @cached_property
@@ -63,15 +72,20 @@ class Corpus:
             found.append([prompts[item.prompt], *map(self.words, item.responses)])
         return found
 
+    def later_words(self, i: int) -> list[np.ndarray]:
+        """Words and marks of what others say within the responses of item i."""
+        return list(map(self.words, self.items[i].later))
+
     def prompt_parts(self, i: int, size: int) -> list[np.ndarray]:
         """The n-grams of the prompt of item i, as the only part."""
         return self.row_parts(i, size)[:1]
 
     def row_parts(self, i: int, size: int) -> list[np.ndarray]:
-        """The n-grams of the prompt and of each response of item i."""
+        """The n-grams of the prompt and of each response of item i, and of what others say within the responses, where
+        they do."""
         found = self._shingles.setdefault(size, {})
         if i not in found:
-            found[i] = [shingles(words, size) for words in self.row_words[i]]
+            found[i] = [shingles(words, size) for words in (*self.row_words[i], *self.later_words(i))]
         return found[i]
 
     @cached_property

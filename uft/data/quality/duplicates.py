@@ -16,17 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
-from uft.data.rows import DataError
+from uft.data.rows import DataError, is_number
 
 Parts = Sequence[np.ndarray]  # of each part the sorted hashes of its n-grams
 
 # a candidate costs a comparison, what is no candidate is lost
 WEIGHTS = (0.02, 0.98)
+
+
+@cache
+def _bands(threshold: float, permutations: int) -> tuple[int, int]:
+    """Number of bands and rows of each that lose the fewest pairs; their search takes longer than an index."""
+    found = MinHashLSH(threshold=threshold, num_perm=permutations, weights=WEIGHTS)
+    return found.b, found.r
 
 
 @dataclass(frozen=True)
@@ -39,15 +47,23 @@ class Near:
     permutations: int = 128
 
     def __post_init__(self):
-        if not (isinstance(self.threshold, (int, float)) and 0 < self.threshold <= 1):
+        if not (is_number(self.threshold) and 0 < self.threshold <= 1):
             raise DataError(f"threshold is {self.threshold!r}; want a similarity, 0 < threshold <= 1")
         for name, least in (("ngram", 1), ("permutations", 16)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise DataError(f"{name} is {value!r}; want a whole number from {least} on")
 
+        try:
+            self.index()
+        except ValueError as error:
+            raise DataError(
+                f"threshold is {self.threshold} and permutations is {self.permutations}, with which candidates cannot "
+                f"be found ({error}); want a lower threshold or more permutations"
+            ) from None
+
     def index(self) -> MinHashLSH:
-        return MinHashLSH(threshold=self.threshold, num_perm=self.permutations, weights=WEIGHTS)
+        return MinHashLSH(num_perm=self.permutations, params=_bands(self.threshold, self.permutations))
 
     def recall(self, similarity: float) -> float:
         """Probability that two texts of this similarity become candidates: 1 − (1 − s^r)^b, b bands of r rows."""

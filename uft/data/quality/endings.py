@@ -16,8 +16,13 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-WORDS = re.compile(r"[^\W\d_]+")
-LAST = re.compile(r"([^\W\d_]+)\Z")
+from uft.data.quality.items import ALONE, MARKS
+
+# letters with their marks; scripts without spaces have no words that could be cut.  Possessive, since at the end of a
+# text a word would otherwise be tried in 2^n ways
+WORDS = re.compile(rf"(?:[^\W\d_{ALONE}]++[{MARKS}]*+)++")
+ASCII_WORDS = re.compile(r"[^\W\d_]+")
+LAST = re.compile(rf"({WORDS.pattern})\Z")
 CLOSING = "\"'”’»›)]}*_`"
 FINAL = ".!?…。！？؟।۔;:"
 SIGNS = ("no text", "mid word", "open fence", "longest", "max length", "no final mark")
@@ -32,7 +37,7 @@ class Lexicon:
     def __init__(self, texts: Iterable[str]):
         self.counts: Counter[str] = Counter()
         for text in texts:
-            self.counts.update(WORDS.findall(text.lower()))
+            self.counts.update((ASCII_WORDS if text.isascii() else WORDS).findall(text.lower()))
         # what stands there once may be cut itself
         self._known = sorted(word for word, count in self.counts.items() if count > 1)
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from uft.data.quality.scores import logit
 
 # Okabe & Ito's colours, told apart by the colour-blind
-BETTER, WORSE, OTHER = "#0072B2", "#C04F00", "#595959"
+BETTER, WORSE, OTHER, WHOLE = "#0072B2", "#C04F00", "#595959", "#CC79A7"
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "savefig.dpi": 130}
 MOST = 14  # rows of a figure of terms
 
@@ -72,13 +72,16 @@ def _contamination(findings):
     if not findings["contamination"]:
         return None
     files = findings["contamination"]["files"]
-    figure, axis = plt.subplots(figsize=(6.5, 0.9 + 0.5 * len(files)))
+    figure, axis = plt.subplots(figsize=(6.5, 0.9 + 0.6 * len(files)))
     at = np.arange(len(files))[::-1]
     n = findings["settings"]["overlap"]["ngram"]
-    ways = (("exact", "same prompt", OTHER), ("near", "near prompt", BETTER), ("ngram", f"{n}-gram", WORSE))
+    ways = (
+        ("exact", "same prompt", OTHER), ("near", "near prompt", BETTER), ("ngram", f"{n}-gram", WORSE),
+        ("whole", "whole, taken for a template", WHOLE),
+    )  # fmt: skip
     for k, (way, label, colour) in enumerate(ways):
         share = [f["prompts_found"][way] / f["prompts"] for f in files.values()]
-        bars = axis.barh(at + 0.25 * (1 - k), share, 0.22, color=colour, label=label)
+        bars = axis.barh(at + 0.2 * (1.5 - k), share, 0.18, color=colour, label=label)
         axis.bar_label(bars, [f"{f['prompts_found'][way]:,}" for f in files.values()], padding=2, fontsize=7)
     axis.set_yticks(at, list(files))
     axis.set_xlabel("share of evaluation prompts found in training data")
@@ -139,7 +142,7 @@ def _rates(name):
             (f"{group}: {term}", f)
             for group, found in findings[name].items()
             for term, f in found["responses"].items()
-            if f["worse"]["of"]
+            if f["better"]["of"] and f["worse"]["of"]
         ]
         lines = sorted(lines, key=lambda line: line[1]["p"])[:MOST]
         if not lines:

@@ -8,6 +8,7 @@ stands in a file as a string or as a user's message.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,11 +20,36 @@ from typing import Any
 import numpy as np
 
 from uft.data.files import SUFFIXES
-from uft.data.readers import TextExample, read_text
+from uft.data.readers import ROLES, TextExample, read_text
 from uft.data.rows import BadRow, DataError, Messages, Row
 from uft.data.sources import Source, read_rows
 
-WORD = re.compile(r"\w+|[^\w\s]")
+# writing systems without spaces between words: Thai, Lao, Burmese, Khmer, Tai and Javanese and Balinese letters,
+# kana, bopomofo, Chinese characters, and what of these stands beyond the first plane
+SPACELESS = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x1B00, 0x1B7F),
+    (0x3005, 0x3007), (0x3021, 0x312F), (0x31A0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA980, 0xA9FF),
+    (0xAA60, 0xAADF), (0xF900, 0xFAFF), (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF),
+)  # fmt: skip
+
+
+def _class(points: Iterable[int]) -> str:
+    """The inside of a character class of these code points, in their order."""
+    runs: list[list[int]] = []
+    for point in points:
+        if runs and point == runs[-1][1] + 1:
+            runs[-1][1] = point
+        else:
+            runs.append([point, point])
+    return "".join(rf"\U{first:08x}-\U{last:08x}" for first, last in runs)
+
+
+# combining marks are part of the letter before them, without which words of Indic scripts fall to pieces; so are the
+# joiners that shape letters (U+200C, U+200D)
+MARKS = _class([c for c in range(0x300, 0x1F000) if unicodedata.category(chr(c))[0] == "M" or c in (0x200C, 0x200D)])
+ALONE = _class(c for first, last in SPACELESS for c in range(first, last + 1) if chr(c).isalpha())
+ASCII_WORD = re.compile(r"\w+|[^\w\s]")
+WORD = re.compile(rf"[{ALONE}][{MARKS}]*|(?:[^\W{ALONE}]++[{MARKS}]*+)++|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -31,8 +57,12 @@ class Item:
     """A row as plain text.
 
     group        the source's name, with the value of the column that sources are split by behind it
-    responses    as in `uft.data.readers.TextExample`, as are targets, preferences and columns
+    responses    what the assistant says; otherwise as in `uft.data.readers.TextExample`, as are targets, preferences
+                 and columns
+    later        what others say between the assistant's turns of each response; () where nobody does
+    asked        user turns one by one, and the prompt without system messages, where they are not all of the prompt
     annotator    who judged, where a column says so
+    part         the value of the column that sources are split by
     """
 
     group: str
@@ -44,10 +74,16 @@ class Item:
     preferences: tuple[tuple[int, int], ...] = ()
     columns: tuple[str, ...] = ("completion",)
     annotator: str | None = None
+    later: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    part: str | None = None
 
     @cached_property
     def _digests(self) -> tuple[bytes, ...]:
-        return tuple(map(_digest, (self.prompt, *self.responses)))
+        found = list(map(_digest, (self.prompt, *self.responses)))
+        for k, text in enumerate(self.later, start=1):
+            found[k] = _joint((found[k], _digest(text)))
+        return tuple(found)
 
     @cached_property
     def prompt_key(self) -> bytes | None:
@@ -84,17 +120,50 @@ def _joint(digests: Iterable[bytes]) -> bytes:
     return hashlib.blake2b(b"".join(digests), digest_size=16).digest()
 
 
-def plain_text(text: str | Messages) -> str:
-    return text if isinstance(text, str) else "\n\n".join(message["content"] for message in text)
+def plain_text(text: str | Messages, *roles: str) -> str:
+    """Contents of the messages, of these roles alone (by default all)."""
+    if isinstance(text, str):
+        return text
+    return "\n\n".join(message["content"] for message in text if not roles or message["role"] in roles)
 
 
 def item_of(text: TextExample, row: Row, group: str, by: str | None = None, annotator: str = "annotator") -> Item:
-    who, part = row.values.get(annotator), row.values.get(by) if by else None
+    part = _name(row.values.get(by)) if by else None
+    prompt = plain_text(text.prompt)
     return Item(
-        group if part is None else f"{group}/{part}", text.row, text.kind, plain_text(text.prompt),
-        tuple(map(plain_text, text.responses)), text.targets, text.preferences, text.columns,
-        None if who is None else str(who),
+        group if part is None else f"{group}/{part}", text.row, text.kind, prompt,
+        tuple(plain_text(response, "assistant") for response in text.responses), text.targets, text.preferences,
+        text.columns, _name(row.values.get(annotator)), _later(text.responses), _asked(text, prompt),
+        part,
     )  # fmt: skip
+
+
+def _name(value: Any) -> str | None:
+    """A value that names somebody or something, on one line; None where it is blank."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return None if value is None else " ".join(str(value).split()) or None
+
+
+def _later(responses: Sequence[str | Messages]) -> tuple[str, ...]:
+    others = tuple(role for role in ROLES if role != "assistant")
+    found = tuple("" if isinstance(each, str) else plain_text(each, *others) for each in responses)
+    return found if any(found) else ()
+
+
+def _asked(text: TextExample, prompt: str) -> tuple[str, ...]:
+    turns: list[str] = []
+    for messages in (text.prompt, *text.responses):
+        if not isinstance(messages, str):
+            turns += [message["content"] for message in messages if message["role"] == "user"]
+    if not isinstance(text.prompt, str):
+        turns.append(plain_text(without_system(text.prompt)))
+    return tuple(turn for turn in dict.fromkeys(turns) if turn.strip() and turn != prompt)
+
+
+def without_system(messages: Messages) -> Messages:
+    """The messages without those of the system and the developer, unless there are no others."""
+    return [m for m in messages if m.get("role") not in ("system", "developer")] or messages
 
 
 def read_items(
@@ -109,7 +178,8 @@ def read_items(
 
 def read_evaluation(source: Source) -> Iterator[tuple[int, str]]:
     """Row number and prompt of each row of an evaluation file: column `prompt`, or what comes before the assistant in
-    `messages`, or the whole `text`; "" where there is none.  Raises `DataError` if no row has one."""
+    `messages`, or the whole `text`, without system messages; "" where there is none.  Raises `DataError` if no row has
+    one."""
     read = 0
     for row in read_rows(source):
         prompt = _prompt_of(row.values)
@@ -126,7 +196,8 @@ def _prompt_of(values: Mapping[str, Any]) -> str:
     if isinstance(value, (list, tuple)):
         turns = [m for m in value if isinstance(m, Mapping) and isinstance(m.get("content"), str)]
         first = next((i for i, m in enumerate(turns) if m.get("role") == "assistant" and i > 0), len(turns))
-        return plain_text(turns if "prompt" in values and values["prompt"] is not None else turns[:first]).strip()
+        asked = turns if "prompt" in values and values["prompt"] is not None else turns[:first]
+        return plain_text(without_system(asked)).strip()
     return value.strip() if isinstance(value, str) else ""
 
 
@@ -156,7 +227,7 @@ class _Hashes(dict):
 class Words:
     """Texts as arrays of the 64-bit hashes of their words and punctuation marks, the same in every process.
 
-    The lowest bit says whether it is a word.
+    The lowest bit says whether it is a word.  In scripts that are written without spaces each letter is one.
     """
 
     def __init__(self):
@@ -164,8 +235,13 @@ class Words:
 
     def __call__(self, text: str) -> np.ndarray:
         """uint64 [words and marks]"""
-        found = WORD.findall(normalised(text))
+        found = words_of(normalised(text))
         return np.fromiter(map(self._known.__getitem__, found), np.uint64, len(found))
+
+
+def words_of(text: str) -> list[str]:
+    """Words and marks in their order."""
+    return (ASCII_WORD if text.isascii() else WORD).findall(text)
 
 
 def flat_words(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from uft.data.quality.endings import SIGNS
 
+ENDS = 3  # smallest, and largest, of many values
 FEW = 12  # groups up to which a matrix is shown in full
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Padded, so that it can be read as it is; columns of texts to the left, those that begin with digits to the "
     "right."""
-    lines = [list(map(str, header)), *(list(map(cell, row)) for row in rows)]
+    lines = [list(map(cell, header)), *(list(map(cell, row)) for row in rows)]
     width = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
     left = [i == 0 or any(line[i][:1].isalpha() for line in lines[1:]) for i in range(len(header))]
     pad = [str.ljust if each else str.rjust for each in left]
@@ -23,10 +26,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value).replace("|", "\\|")
+        return " ".join(str(value).split()).replace("|", "\\|")
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -150,18 +153,26 @@ def _contamination(findings: Mapping[str, Any]) -> str:
     found, n = findings["contamination"], findings["settings"]["overlap"]["ngram"]
     if not found:
         return ""
-    ways = {"exact": "exact", "near": "near", "ngram": f"{n}-gram", "any": "any"}
+    ways = {
+        "exact": "exact",
+        "near": "near",
+        "ngram": f"{n}-gram",
+        "whole": "whole, taken for a template",
+        "any": "any",
+    }
     lines = [
         (name, f["prompts"], *(f"{k:,} ({k / f['prompts']:.1%})" for way in ways for k in [f["prompts_found"][way]]))
         for name, f in found["files"].items()
     ]
     text = [table(("evaluation file", "prompts", *ways.values()), lines)]
     text.append(
-        f"Evaluation prompts that are in the training data. Exact and near: a training prompt is the same or near (as "
-        f"above). {n}-gram: prompt or response shares {n} words in a row with it, as in GPT-3 (arXiv:2005.14165, App. "
-        f"C); prompts of 8 to {n - 1} words as a whole. {found['templates_ignored']:,} n-grams that stand in more than "
-        f"{findings['settings']['overlap']['max_documents']} different prompts on either side are taken for templates "
-        "and ignored."
+        "Evaluation prompts that are in the training data. Exact and near: a training prompt, or a user's turn in one, "
+        f"is the same or near (as above). {n}-gram: a text of the row shares {n} words in a row with it, as in GPT-3 "
+        f"(arXiv:2005.14165, App. C); prompts of 8 to {n - 1} words as a whole. {found['templates_ignored']:,} n-grams "
+        f"that stand in more than {findings['settings']['overlap']['max_documents']} different prompts on either side "
+        "are taken for templates and ignored. Whole, taken for a template: all n-grams of the evaluation prompt were "
+        "ignored so, and are in one row together: a template that is an evaluation prompt itself, or a copy that many "
+        "rows hold."
     )
     text += [
         f"{name}: {f['rows_without_prompt']:,} rows without a prompt"
@@ -239,19 +250,40 @@ def _agreement(findings: Mapping[str, Any]) -> str:
     lines, kappas = [], []
     for group, kinds in findings["agreement"].items():
         for kind, f in kinds.items():
-            cells = (f["items"], f["judged_more_than_once"], f["judgements"], f["level"], f["alpha"], f["unanimous"])
+            counts = ("items", "judged_more_than_once", "judgements", "own_repeats")
+            cells = (*(f[count] for count in counts), f["level"], f["alpha"], f["unanimous"])
             lines.append((f"{group}, {kind}", *cells))
-            kappas += [(f"{group}: {who}", k["items"], k["kappa"]) for who, k in f["kappa"].items()]
+            kappas += _kappas(f"{group}, {kind}", f["kappa"])
     if not lines:
         return ""
-    header = ("judgements", "items", "judged again", "judgements of these", "level", "Krippendorff's α", "unanimous")
+    header = (
+        "judgements", "items", "judged again", "judgements of these", "own repeats", "level", "Krippendorff's α",
+        "unanimous",
+    )  # fmt: skip
     text = [table(header, lines)]
     text.append(
-        "Rows that were merely copied count as judgements that agree: see exact duplicates. α of NaN: nothing differs."
+        "Of one annotator's several judgements of an item the first counts; own repeats are the others, left out. "
+        "Without names rows that were merely copied count as judgements that agree: see exact duplicates. α of –: "
+        "nothing differs."
     )
     if kappas:
-        text.append(table(("annotators", "items", "Cohen's κ"), kappas))
+        text.append(table(("annotators", "items both judged", "Cohen's κ"), kappas))
+        text.append("κ of few items says little; –: both always gave one and the same answer.")
     return "\n\n".join(text)
+
+
+def _kappas(name: str, found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int, float]]:
+    """All pairs of annotators, or where they are many the smallest and largest κ and the median."""
+    ordered = sorted(found.items(), key=lambda each: (math.isnan(each[1]["kappa"]), each[1]["kappa"]))
+    if len(ordered) > 2 * ENDS + 1:
+        values = [each for each in ordered if not math.isnan(each[1]["kappa"])]
+        middle = statistics.median([each["kappa"] for _, each in values]) if values else math.nan
+        both = sum(each["items"] for _, each in ordered)
+        chosen = values if len(values) <= 2 * ENDS else values[:ENDS] + values[-ENDS:]
+        lines = [(f"{name}: {who}", each["items"], each["kappa"]) for who, each in chosen]
+        total = (f"{name}: median of {len(values):,} of {len(ordered):,} pairs; all are in the JSON", both, middle)
+        return [*lines[:ENDS], total, *lines[ENDS:]]
+    return [(f"{name}: {who}", each["items"], each["kappa"]) for who, each in ordered]
 
 
 def _scores(findings: Mapping[str, Any]) -> str:
@@ -260,8 +292,8 @@ def _scores(findings: Mapping[str, Any]) -> str:
         return ""
     lines = [
         (
-            g, f["responses"], f["mean"], f["quantiles"]["0.5"], f["skewness"], f["share_above_half"],
-            f["mean_target_log_ratio"], f["median_target_log_ratio"],
+            f"{g}, both sides" if f["kind"] == "pair" else g, f["responses"], f["mean"], f["quantiles"]["0.5"],
+            f["skewness"], f["share_above_half"], f["mean_target_log_ratio"], f["median_target_log_ratio"],
         )
         for g, f in found.items()
     ]  # fmt: skip
@@ -282,7 +314,7 @@ def _terms(name: str):
             for term, f in found["responses"].items():
                 worse = interval(f["worse"]) if f["worse"]["of"] else "–"
                 prompts = found["prompts"].get(term)
-                p = f["p"] if f["worse"]["of"] else None
+                p = f["p"] if f["better"]["of"] and f["worse"]["of"] else None
                 lines.append((group, term, interval(prompts) if prompts else 0, interval(f["better"]), worse, p))
         if not lines:
             return ""

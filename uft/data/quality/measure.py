@@ -21,8 +21,10 @@ from uft.data.quality.items import short_names
 from uft.data.quality.scores import describe
 from uft.data.quality.scripts import main_script
 from uft.data.quality.terms import TERMS, UNSAFE, Matcher, rates, read_terms
+from uft.data.rows import DataError
 from uft.data.sources import Source
 
+ALL = "all sources together"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -65,8 +67,10 @@ def measure(
     cannot be used are counted and left out."""
     options = options or Options()
     lists = {name: read_terms(getattr(options, name)) for name in ("terms", "unsafe")}
-    corpus = Corpus.read(sources, short_names(list(sources)), options.by, options.annotator)
+    # first, since a wrong name costs nothing yet
     asked = Evaluation.read(evaluation, short_names(list(evaluation)))
+    corpus = Corpus.read(sources, short_names(list(sources)), options.by, options.annotator)
+    _some(corpus, options)
     return {
         "settings": options.shown(),
         "rows": _rows(corpus),
@@ -79,10 +83,20 @@ def measure(
         "length_bias": each_group(corpus, lambda items: _length_bias(items), "pair"),
         "length_and_target": each_group(corpus, _length_and_target, "label", "score"),
         "conflicts": _conflicts(corpus),
-        "agreement": {group: found for group, found in each_group(corpus, agreement).items() if found},
-        "scores": each_group(corpus, lambda items: describe([i.targets[0] for i in items], options.beta), "score"),
+        "agreement": _agreement(corpus),
+        "scores": _scores(corpus, options.beta),
         **{name: _terms(corpus, groups) for name, groups in lists.items()},
     }
+
+
+def _some(corpus: Corpus, options: Options) -> None:
+    """Refuses a column that was asked for and that no row has; the default one for annotators need not be there."""
+    wanted = [("by", options.by, any(item.part is not None for item in corpus.items))]
+    if options.annotator != Options.annotator:
+        wanted.append(("annotator", options.annotator, any(item.annotator is not None for item in corpus.items)))
+    for name, column, found in wanted:
+        if column is not None and corpus.items and not found:
+            raise DataError(f"{name} is {column!r}: found no row of any source with a value in this column; want one")
 
 
 def each_group(corpus: Corpus, what: Callable[[list], Any], *kinds: str) -> dict[str, Any]:
@@ -184,8 +198,7 @@ def _duplicates(corpus: Corpus, settings: Near) -> dict[str, Any]:
 
 
 def _contamination(corpus: Corpus, asked: Evaluation, settings: Overlap) -> dict[str, Any]:
-    prompts = [item.prompt for item in corpus.items]
-    found = look_for(asked.texts, prompts, corpus.row_words, settings, corpus.words)
+    found = look_for(asked.texts, corpus, range(len(corpus.items)), settings)
     files = {}
     for part, name in enumerate(asked.files):
         mine = asked.parts == part
@@ -210,6 +223,26 @@ def _length_bias(items: Sequence[Any]) -> dict[str, Any]:
 
 def _length_and_target(items: Sequence[Any]) -> dict[str, Any]:
     return length_and_target([len(i.responses[0]) for i in items], [i.targets[0] for i in items])
+
+
+def _agreement(corpus: Corpus) -> dict[str, Any]:
+    """By source, and of all together: often each annotator's judgements are a file of their own."""
+    found = each_group(corpus, agreement)
+    if len(corpus.groups) > 1:
+        found[ALL] = agreement(corpus.items)
+    return {group: kinds for group, kinds in found.items() if kinds}
+
+
+def _scores(corpus: Corpus, beta: float) -> dict[str, Any]:
+    """Of scored responses, and of both sides of pairs that have scores: some other than 1 and 0, which pairs without
+    scores have too."""
+    found = {}
+    for group in corpus.groups:
+        items = [corpus.items[i] for i in corpus.of(group)]
+        kind, targets = items[0].kind, [target for item in items for target in item.targets]
+        if kind == "score" or (kind == "pair" and any(item.targets != (1.0, 0.0) for item in items)):
+            found[group] = {"kind": kind} | describe(targets, beta)
+    return found
 
 
 def _conflicts(corpus: Corpus) -> dict[str, Any]:

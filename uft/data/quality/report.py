@@ -15,7 +15,8 @@ def write_report(findings: Mapping[str, Any], folder: str | Path) -> Path:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figures = draw(findings, folder)
     write_json(folder / "report.json", dict(findings))
-    (folder / "report.md").write_text(markdown(findings, figures), encoding="utf-8")
+    # before the figures too: what was measured is not lost with a picture of it
+    (folder / "report.md").write_text(markdown(findings), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(findings, draw(findings, folder)), encoding="utf-8")
     return folder / "report.md"

@@ -4,6 +4,7 @@ positions of the rows that are left; it yields those to be dropped, with what wa
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from uft.data.quality.corpus import Corpus, Evaluation
 from uft.data.quality.endings import SIGNS, Lexicon, at_longest, signs
 from uft.data.quality.items import Item
 from uft.data.quality.measure import count_tokens
-from uft.data.quality.scripts import share_in
+from uft.data.quality.scripts import known_scripts, share_in
 from uft.data.quality.terms import UNSAFE, Matcher, read_terms
 from uft.data.rows import DataError, is_number, shown
 
@@ -133,6 +134,12 @@ class Scripts:
     def __post_init__(self):
         ok = isinstance(self.allowed, (list, tuple)) and self.allowed and all(isinstance(a, str) for a in self.allowed)
         want(bool(ok), "allowed", self.allowed, "names of scripts")
+        for name in self.allowed:
+            if name.upper() not in known_scripts():
+                near = difflib.get_close_matches(name.upper(), sorted(known_scripts()), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                wanted = "the first word of Unicode's names of letters, such as LATIN, CYRILLIC, CJK or HIRAGANA"
+                raise DataError(f"allowed has {name!r}, which is no script; want {wanted}{hint}")
         want(is_number(self.share) and 0 < self.share <= 1, "share", self.share, "0 < share <= 1")
 
     def __call__(self, left: Sequence[int], context: Context) -> Dropped:

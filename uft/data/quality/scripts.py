@@ -19,10 +19,26 @@ def script_of(character: str) -> str | None:
     name = unicodedata.name(character, "")
     first = name.split(" ")[0].split("-")[0]
     # full-width Latin, mathematical letters and ordinals are letters of other names
-    if first in ("FULLWIDTH", "MATHEMATICAL", "FEMININE", "MASCULINE", "MODIFIER", "MICRO", "KELVIN", "ANGSTROM"):
+    if first in (
+        "FULLWIDTH",
+        "HALFWIDTH",
+        "MATHEMATICAL",
+        "FEMININE",
+        "MASCULINE",
+        "MODIFIER",
+        "MICRO",
+        "KELVIN",
+        "ANGSTROM",
+    ):
         plain = unicodedata.normalize("NFKC", character)
         return script_of(plain) if plain != character and len(plain) == 1 else None
     return first or None
+
+
+@cache
+def known_scripts() -> frozenset[str]:
+    """All that `script_of` may say of a letter of the first two planes; beyond there are Chinese characters alone."""
+    return frozenset(filter(None, (script_of.__wrapped__(chr(point)) for point in range(0x20000))))
 
 
 def scripts(text: str) -> Counter[str]:

@@ -25,10 +25,12 @@ class Contamination(Overlap):
         corpus, asked = context.corpus, context.evaluation
         if asked is None:
             raise DataError("contamination needs evaluation files; want `eval_dataset` with their names and paths")
-        rows = [corpus.row_words[i] for i in left]
-        found = look_for(asked.texts, [corpus.items[i].prompt for i in left], rows, self, corpus.words)
+        found = look_for(asked.texts, corpus, left, self)
         first = {way: hits.first() for way, hits in found.ways.items()}
-        names = {"exact": "the prompt is", "near": "the prompt is near", "ngram": f"{self.ngram}-gram of"}
+        names = {
+            "exact": "the prompt is", "near": "the prompt is near", "ngram": f"{self.ngram}-gram of",
+            "whole": "holds, as many prompts do, the whole of",
+        }  # fmt: skip
         for k, i in enumerate(left):
             way = next((way for way in first if k in first[way]), None)
             if way is not None:

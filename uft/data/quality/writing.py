@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from uft.data.rows import DataError, Row, shown
+from uft.data.rows import BadRow, DataError, Row, shown
 from uft.data.sources import Source
 
 FORMATS = ("parquet", "jsonl")
@@ -55,26 +55,36 @@ def _sync(path: Path) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """JSON lines.  Raises `DataError` for a value that JSON does not have."""
+    """JSON lines.  Raises `BadRow`, whose row is that of the result, for a value that JSON does not have: objects, NaN,
+    text that is no UTF-8."""
     written = 0
     with open(path, "w", encoding="utf-8") as file:
         for row in rows:
             try:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            except TypeError as error:
-                bad = next((k for k, v in row.items() if not _is_json(v)), "?")
+                file.write(_json(row) + "\n")
+            except (TypeError, ValueError):
                 wanted = "`format: parquet`, or a value that JSON has"
-                raise DataError(f"column {bad!r}: found {shown(row.get(bad))} ({error}); want {wanted}") from None
+                raise _unwritable(row, written, lambda name, value: _json({name: value}), wanted) from None
             written += 1
     return written
 
 
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not text.isascii():
+        text.encode()  # lone surrogates are no UTF-8
+    return text
+
+
+def _unwritable(row: Mapping[str, Any], number: int, write: Callable[[str, Any], Any], wanted: str) -> BadRow:
+    """What is wrong with the first column that cannot be written."""
+    for name, value in row.items():
+        try:
+            write(name, value)
+        except (TypeError, ValueError, OverflowError, NotImplementedError) as error:  # pyarrow's are these
+            found = f"{shown(value)} ({' '.join(str(error).split())})"
+            return BadRow("cannot be written", found, wanted, name, row=number)
+    return BadRow("cannot be written", shown(dict(row)), wanted, row=number)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], origin: Path | None, numbers: Iterable[str] = ()) -> int:
@@ -95,16 +105,49 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], origin: Path | Non
         rows = [{name: row.get(name) for name in columns} for row in rows]
         try:
             schema = pyarrow.Table.from_pylist(rows).schema
-        except pyarrow.ArrowException as error:
+        except UnicodeEncodeError:
+            raise _unwritable_text(rows) from None
+        except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{path.name}: found columns that parquet cannot hold: {error}; want `format: jsonl`"
             ) from None
     written, rows = 0, iter(rows)
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         while batch := list(islice(rows, BATCH)):
-            writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+            try:
+                writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+            except (TypeError, ValueError, OverflowError, NotImplementedError):
+                raise _bad_of(batch, written, schema) from None
             written += len(batch)
     return written
+
+
+def _unwritable_text(rows: Sequence[Mapping[str, Any]]) -> BadRow:
+    """The first value that is no UTF-8."""
+
+    def write(name: str, value: Any) -> None:
+        json.dumps({name: value}, ensure_ascii=False, default=str).encode()
+
+    found = (_unwritable(row, number, write, "text that is UTF-8") for number, row in enumerate(rows))
+    return next(problem for problem in found if problem.column is not None)
+
+
+def _bad_of(batch: Sequence[Mapping[str, Any]], start: int, schema: Any) -> BadRow:
+    """The first row of a batch, at `start` of the result, that does not fit the schema of a parquet file."""
+    import pyarrow
+
+    for number, row in enumerate(batch, start):
+        problem = _unwritable(
+            row,
+            number,
+            lambda name, value: pyarrow.array([value], schema.field(name).type),
+            "what the file's type holds",
+        )
+        if problem.column is not None:
+            return problem
+    return BadRow(
+        "cannot be written", f"rows {start} to {start + len(batch) - 1}", "rows of the file's schema", row=start
+    )
 
 
 class Digest:
