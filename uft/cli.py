@@ -165,7 +165,7 @@ def reward(words: Sequence[str]) -> int:
 
 
 DATA_COMMANDS = {
-    "check": "uft.data.check",
+    "check": "uft.data.check_command",
     "filter": "uft.data.filter",
     "noise": "uft.data.noise",
     "select": "uft.data.selection",

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.tiny_tokenizers import make
-from uft.data.check import check, main, run_check
+from uft.data.check import check, run_check
+from uft.data.check_command import main
 from uft.data.sources import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,8 @@ from tests.data.tiny_tokenizers import THINKS, WITH_BOS, make, user
 from tests.tiny import tiny_model, tiny_tokenizer
 from uft.data.readers import TextExample
 from uft.data.template import Template
-from uft.evaluation.generation import Generation, Sampler, behaviour, generate, is_refusal, refusal_rates
+from uft.evaluation.generation import Generation, behaviour, generate, is_refusal, refusal_rates
+from uft.responding import Sampler
 
 PROMPTS = ["the cat", "a", [user("hello world good bye a b c")], "1 2 3 + = ? the mat sat", [user("g")], "hello hello"]
 NEW = 12

@@ -16,9 +16,9 @@ from uft.evaluation.data import read_data
 from uft.evaluation.forgetting import sample_forgetting
 from uft.evaluation.report import Report
 from uft.evaluation.suite import evaluate
-from uft.evaluation.undisturbed import undisturbed
 from uft.head import has_fused_head
 from uft.recipe import RecipeError
+from uft.undisturbed import undisturbed
 
 TOKENIZER = tiny_tokenizer()
 

@@ -12,7 +12,8 @@ import pytest
 from experiments import active_selection, harmlessness, label_noise
 from experiments.lab.active import COMMON, pool_rows
 from experiments.lab.world import COVERED
-from uft.data import check, noise, queue, selection
+from uft.data import check_command as check
+from uft.data import noise, queue, selection
 from uft.data.mixture import FeedbackDataset
 from uft.evaluation import safety
 from uft.feedback import Example, Response

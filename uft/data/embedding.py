@@ -15,9 +15,9 @@ from torch import nn
 from tqdm import tqdm
 
 from uft.collation import Collator, rows_of
-from uft.evaluation.undisturbed import undisturbed
 from uft.feedback import Example
 from uft.rlhf.reward_model import RewardModel
+from uft.undisturbed import undisturbed
 
 
 def states(

@@ -21,11 +21,11 @@ from uft.evaluation.config import PROMPTS, EvaluationConfig, GenerationSettings
 from uft.evaluation.data import EvaluationData, read_data
 from uft.evaluation.measuring import Measuring, Metrics
 from uft.evaluation.report import Report, Samples, changes, must_be_the_same
-from uft.evaluation.undisturbed import undisturbed
 from uft.head import causal_model, fuse_head, has_fused_head, is_peft
 from uft.loading import lay_out
 from uft.models import AdapterReference, FrozenReference, Reference
 from uft.record import environment
+from uft.undisturbed import undisturbed
 
 if TYPE_CHECKING:  # which imports this package
     from uft.rlhf.sampling import Rewards

@@ -29,11 +29,11 @@ from transformers import (
 from uft.attention import NAME as PACKED
 from uft.checkpoint import ASIDE, publish
 from uft.collation import Collator, Row, rows_of
-from uft.evaluation.undisturbed import undisturbed
 from uft.feedback import Batch, Example
 from uft.head import causal_model, is_peft, unwrapped
 from uft.models import load_with_adapter
 from uft.record import write_json
+from uft.undisturbed import undisturbed
 
 RECORD = "reward.json"
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from uft.evaluation.generation import respond
 from uft.feedback import Example, Response
+from uft.responding import respond
 
 Rewards = Callable[[Sequence[Example]], Sequence[Sequence[float]]]
 """Examples -> a reward for each response of each, higher is better; a reward model, a verifier or a judge."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.data.quality.planted import pair, sentence, write
-from uft.data.check import main
+from uft.data.check_command import main
 from uft.data.quality.markdown import markdown, table
 from uft.data.quality.measure import Options, measure
 from uft.data.rows import DataError
