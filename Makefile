@@ -87,7 +87,8 @@ test-oldest:
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -c "import torch" 2>/dev/null || .venv-oldest/bin/pip install -q torch==2.13.0
 	@.venv-oldest/bin/pip install -q -e . "transformers==5.17.0" pytest beartype hypothesis
-	.venv-oldest/bin/python -m pytest tests/test_trainer.py tests/test_reference.py tests/test_stages.py tests/test_compute.py tests/test_head.py
+	.venv-oldest/bin/python -m pytest tests/test_trainer.py tests/test_reference.py tests/test_stages.py tests/test_compute.py tests/test_head.py \
+		tests/rlhf/test_ppo.py tests/rlhf/test_online.py tests/rlhf/test_reward_training.py tests/rlhf/test_rl_command.py
 
 # ZeRO on CPUs; DeepSpeed builds nothing while it is installed
 test-deepspeed: $(VENV)/.installed-dev

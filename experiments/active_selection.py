@@ -15,7 +15,6 @@ Writes    runs/active_selection/{report.md, summary.json, active_selection.png}
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 
 from experiments.jobs import Job, run_jobs
 from experiments.lab.active import learning_curves
+from experiments.reporting.page import keep
 from experiments.statistics import holm, interval, paired_difference, sign_flip
 from uft.data.selection import RULES
 from uft.record import environment, write_json
@@ -217,9 +217,7 @@ def main(words: Sequence[str] | None = None) -> int:
     results = iter(run_jobs(jobs, given.cache, workers=given.workers, title="active_selection"))
     print(write(given.output, {pool: [next(results) for _ in seeds] for pool in POOLS}, settings))
     if given.results:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        for path in (p for p in given.output.iterdir() if p.suffix in (".md", ".json", ".png")):
-            shutil.copy(path, RESULTS / path.name)
+        keep(given.output, RESULTS)
     print(f"{given.output}/report.md, summary.json, figure; {(time.monotonic() - start) / 60:.1f} min", file=sys.stderr)
     return 0
 

@@ -18,7 +18,6 @@ Writes    runs/exact_paths/{report.md, summary.json, *.png}
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from experiments.exact_report import About, Truth, judged, write_report
 from experiments.jobs import Job, run_jobs
 from experiments.lab.enumerable.paths import PathStage, Plan, Scale, run_base, run_plan
 from experiments.lab.enumerable.world import World
+from experiments.reporting.page import keep
 from experiments.runs import Runner, run_sharing
 from experiments.search import grid_search
 
@@ -209,9 +209,7 @@ def main(words: Sequence[str] | None = None) -> int:
     about = About(world, scale, base, ARMS | {"limit": LIMIT}, CONTRASTS, found, SEARCH_SEED)
     print(write_report(arguments.output, about, truth, records))
     if arguments.results:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        for path in (p for p in arguments.output.iterdir() if p.suffix in (".md", ".json", ".png")):
-            shutil.copy(path, RESULTS / path.name)
+        keep(arguments.output, RESULTS)
     minutes = (time.monotonic() - start) / 60
     print(f"{arguments.output}/report.md, summary.json and figures; {minutes:.1f} min", file=sys.stderr)
     return 0

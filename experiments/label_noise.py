@@ -14,7 +14,6 @@ Writes    runs/label_noise/{report.md, summary.json, label_noise.png}
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 
 from experiments.jobs import Job, run_jobs
 from experiments.lab.noise import FOLDS, VARIANT, measured
+from experiments.reporting.page import keep
 from experiments.statistics import interval, paired_difference
 from uft.record import environment, write_json
 
@@ -234,9 +234,7 @@ def main(words: Sequence[str] | None = None) -> int:
     results = iter(run_jobs(jobs, given.cache, workers=given.workers, title="label_noise"))
     print(write(given.output, {point: [next(results) for _ in seeds] for point in points}))
     if given.results:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        for path in (p for p in given.output.iterdir() if p.suffix in (".md", ".json", ".png")):
-            shutil.copy(path, RESULTS / path.name)
+        keep(given.output, RESULTS)
     print(f"{given.output}/report.md, summary.json, figure; {(time.monotonic() - start) / 60:.1f} min", file=sys.stderr)
     return 0
 

@@ -35,7 +35,7 @@ from experiments.reporting.tables import (
     mean_of,
     terminal_table,
 )
-from uft.record import environment, plain, write_json
+from uft.record import environment, write_json
 
 __all__ = [
     "COLUMNS", "COMPUTE_HEADER", "SHARED", "Records", "by_seed", "compute_rows", "contrast_rows", "lost_since_sft",
@@ -63,15 +63,7 @@ def write_report(
         for title, variants in tables.items()
     }
     summary = {"settings": settings, "search": chosen, "tables": found, **environment()}
-    write_json(folder / "summary.json", summary)
-    text = ["# Sequential against unified fine-tuning", "", settings["description"], ""]
-    write_page(folder, "\n".join([*text, *comparison_text(summary, folder)]))
-    return "\n".join(
-        line
-        for title, variants in tables.items()
-        for variant, records in variants.items()
-        for line in _in_terminal(f"{title}; preferences: {variant}", records, arms)
-    )
+    return _finished(folder, summary, tables, arms)
 
 
 def add_arms(
@@ -107,8 +99,15 @@ def add_arms(
     line = f"\n\nAdded on {about['date'][:10]} (commit {about['commit']}): {labels}."
     if line not in settings["description"]:
         settings["description"] += line
-    write_json(path, plain(summary))
-    text = ["# Sequential against unified fine-tuning", "", settings["description"], ""]
+    return _finished(folder, summary, tables, arms)
+
+
+def _finished(
+    folder: Path, summary: Mapping[str, Any], tables: Mapping[str, Mapping[str, Records]], arms: Mapping[str, Any]
+) -> str:
+    """Writes a summary and its page; the tables for the terminal."""
+    write_json(folder / "summary.json", summary)
+    text = ["# Sequential against unified fine-tuning", "", summary["settings"]["description"], ""]
     write_page(folder, "\n".join([*text, *comparison_text(summary, folder)]))
     return "\n".join(
         line

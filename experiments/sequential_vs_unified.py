@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from experiments.lab.training import LabStage, Plan, Scale, run_plan
 from experiments.lab.world import VALIDATION
 from experiments.report import add_arms, write_report
 from experiments.reporting.folders import ResultError
+from experiments.reporting.page import keep
 from experiments.reporting.tables import LIKE_WITH_LIKE, named_contrasts
 from experiments.runs import SFT_STAGE, Runner, Settings, run_sharing
 from experiments.search import FINALISTS, TRIALS, retention, score, search
@@ -221,8 +221,7 @@ def main(words: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     print(write_report(arguments.output, found, ARMS, chosen, settings))
     if arguments.results or arguments.full:
-        for path in (p for p in arguments.output.iterdir() if p.suffix in (".md", ".json", ".png")):
-            shutil.copy(path, RESULTS / path.name)
+        keep(arguments.output, RESULTS)
     print(f"{arguments.output}/report.md, summary.json and figures; {(time.monotonic() - start) / 60:.1f} min")
     return 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from experiments.arms import ARMS
 from experiments.lab.training import LabStage, Plan, Scale
 from experiments.lab.world import VALIDATION
 from experiments.report import COLUMNS, by_seed, markdown_table, mean_of, terminal_table, write_page
+from experiments.reporting.page import keep
 from experiments.runs import SFT_STAGE, Runner, run_sharing
 from experiments.sequential_vs_unified import NORMAL, SEARCH, TOY, VARIANTS, runner
 from experiments.statistics import effect_size, interquartile_mean, paired_difference
@@ -131,9 +131,7 @@ def main(
     records = [[next(found) for _ in seeds] for _ in points]
     print(write_study(output, study, points, records, scale, tuned))
     if arguments.results:
-        (RESULTS / study.name).mkdir(parents=True, exist_ok=True)
-        for path in (p for p in output.iterdir() if p.suffix in (".md", ".json", ".png")):
-            shutil.copy(path, RESULTS / study.name / path.name)
+        keep(output, RESULTS / study.name)
     print(f"{output}/report.md, summary.json and figures; {(time.monotonic() - start) / 60:.1f} min", file=sys.stderr)
     return 0
 

@@ -55,13 +55,17 @@ def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Mod
     if args.gradient_checkpointing and is_peft(policy):
         policy.enable_input_require_grads()
     if args.disable_dropout:
-        for module in policy.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            elif isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
+        without_dropout(policy)
     _fused(policy, args, args.filter_eps)
     return policy
+
+
+def without_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 def _fused(model: nn.Module, args: UnifiedConfig, filter_eps: float = 0.0) -> None:

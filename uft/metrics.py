@@ -35,6 +35,11 @@ def by_source(scored: Scored, names: Sequence[str]) -> Sums:
     return found
 
 
+def once(value: Any) -> tuple[Tensor, Tensor]:
+    """A metric that a step has once."""
+    return torch.tensor(float(value), dtype=torch.float64), torch.tensor(1.0)
+
+
 class RunState(TrainerCallback, ExportableState):
     """What a run must not lose when it is resumed and transformers does not keep.
 

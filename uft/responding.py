@@ -79,15 +79,20 @@ class Sampler(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
 
 
+def ends_of(model: nn.Module, tokenizer: Any) -> set[int]:
+    """The tokens that end a response: the tokenizer's and those of the model's own settings."""
+    own = causal_model(model).generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *np.atleast_1d(own or []).astype(int).tolist()}
+
+
 @contextmanager
 def _generating(model: nn.Module, tokenizer: Any, max_new_tokens: int) -> Iterator[Callable]:
     """Yields a function from prompts' tokens to the tokens of the responses, EOS included, and whether they ended.
 
     Every module is in evaluation mode meanwhile, and afterwards in the one it was in before.
     """
-    causal = causal_model(model)
+    causal, eos = causal_model(model), ends_of(model, tokenizer)
     own = causal.generation_config
-    eos = {tokenizer.eos_token_id} | set(np.atleast_1d(own.eos_token_id or []).astype(int).tolist())
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     plain = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=sorted(eos), pad_token_id=pad

@@ -17,6 +17,7 @@ from uft.conflict import check_conflict, gradient_conflict
 from uft.entropy import summed_entropy
 from uft.feedback import Batch
 from uft.loader import even_passes
+from uft.metrics import once
 from uft.objective import Objective
 from uft.statistics import step_statistics
 from uft.terms import Sums
@@ -67,7 +68,7 @@ class StepPlanner(TrainerCallback):
             gradient_conflict(trainer, items, counts)
         weights = self._weights(items, counts)
         of_step = objective.at(weights)
-        trainer.run_state.add({f"weight/{name}": _one(weight) for name, weight in weights.items()})
+        trainer.run_state.add({f"weight/{name}": once(weight) for name, weight in weights.items()})
         self.meter = trainer.meter
         if not all(weights.values()):
             counts = counts[[i for i, term in enumerate(objective.terms) if weights[term.name]]]
@@ -106,7 +107,7 @@ class StepPlanner(TrainerCallback):
         memory = trainer.run_state.balance
         weights = self.balancer.weights(now, memory)
         logged = self.balancer.logged(now, memory)
-        trainer.run_state.add({f"balance/{name}": _one(value) for name, value in logged.items()})
+        trainer.run_state.add({f"balance/{name}": once(value) for name, value in logged.items()})
         return weights
 
     @torch.no_grad()
@@ -178,11 +179,6 @@ class StepPlanner(TrainerCallback):
         sums = self.trainer.accelerator.reduce(self._losses, "sum").tolist()
         self._losses = torch.zeros_like(self._losses)
         return {term.name: total / n for term, (total, n) in zip(self.trainer.objective.terms, sums) if n}
-
-
-def _one(value: float) -> tuple[Tensor, Tensor]:
-    """A metric that a step has once."""
-    return torch.tensor(float(value), dtype=torch.float64), torch.tensor(1.0)
 
 
 def _less_the_resting(item: MicroBatches, objective: Objective) -> MicroBatches:

@@ -107,7 +107,6 @@ def reinforce(
         model, rewards, prompts, args, lab_tokenizer(), reference=reference, callbacks=list(callbacks),
         critic=Critic.of(members[0]) if how.advantage == "gae" else None,
         spread=RewardEnsemble(members).spread if len(members) > 1 else None,
-        reward_cost=[Cost.of(member.model) for member in members],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -113,6 +114,13 @@ def html_page(text: str, folder: Path) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def keep(output: Path, results: Path) -> None:
+    """Copies what an experiment has written about itself to where it is committed."""
+    results.mkdir(parents=True, exist_ok=True)
+    for path in (p for p in output.iterdir() if p.suffix in (".md", ".json", ".png")):
+        shutil.copy(path, results / path.name)
 
 
 def write_page(folder: Path, text: str, name: str = "report") -> None:

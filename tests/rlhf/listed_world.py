@@ -5,8 +5,8 @@ import copy
 import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-from experiments.lab.enumerable.policy import config_of
 from experiments.lab.enumerable.world import World
+from tests.lab.listed import model_of
 from uft.feedback import Example
 from uft.rlhf.config import RLConfig
 from uft.rlhf.rollouts import Critic
@@ -17,13 +17,7 @@ STEPS = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "max_new_to
 
 
 def policy(seed: int = 0, spread: float = 0.2) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config_of(WORLD, width=16))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, spread)
-    return model.eval()
+    return model_of(WORLD, seed, spread)
 
 
 def critic(model: LlamaForCausalLM) -> Critic:

@@ -14,8 +14,9 @@ from mixed import Tokenizer, examples, model, parameters
 from transformers import TrainerCallback
 
 from experiments.lab.enumerable import exact
-from experiments.lab.enumerable.policy import config_of, enumerated, policy_of, tokenizer_of
+from experiments.lab.enumerable.policy import enumerated, policy_of, tokenizer_of
 from experiments.lab.enumerable.world import World
+from tests.lab.listed import model_of
 from uft import losses
 from uft.balance import EntropyWeights, Moment, make_balancer
 from uft.compute import Cost
@@ -138,18 +139,6 @@ def test_a_policy_gradient_counts_responses_or_tokens():
 # ---- the gradient is that of the expected reward ----
 
 
-def world_model(seed, spread=0.3):
-    from transformers import LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    policy = LlamaForCausalLM(config_of(WORLD, width=16))
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, spread)
-    return policy.eval()
-
-
 def world_data():
     answer = (Response(WORLD.ids("."), None, 1.0),)
     rows = [
@@ -175,7 +164,7 @@ def world_trainer(objective, table, policy, **options):
 
 
 def test_mean_gradient_is_that_of_the_expected_reward():
-    policy = world_model(1)
+    policy = model_of(WORLD, 1)
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(4, len(WORLD.responses), generator=generator, dtype=torch.float64) + 1.0
     logp = enumerated(policy, WORLD)
@@ -203,7 +192,7 @@ def test_mean_gradient_is_that_of_the_expected_reward():
 
 def test_online_una_moves_to_the_tilted_reference():
     """pi proportional to pi_ref exp(logit(target) / beta) is where the implicit reward is right, and nothing moves."""
-    policy, beta = world_model(2), 0.8
+    policy, beta = model_of(WORLD, 2), 0.8
     tilted = copy.deepcopy(policy)
     with torch.no_grad():
         noise = torch.Generator().manual_seed(0)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,15 +21,13 @@ from uft.rlhf.rollouts import correlation, distinct
 TOKENIZER = tokenizer_of(WORLD)
 
 
-def trainer_of(
-    folder, model, *, advantage="rloo", times=8, given=rewards, cost=(), spread=None, **options
-) -> RLTrainer:
+def trainer_of(folder, model, *, advantage="rloo", times=8, given=rewards, spread=None, **options) -> RLTrainer:
     samples = 1 if advantage == "gae" else 4
     batch = options.pop("per_device_train_batch_size", 32 if advantage == "gae" else 8)
     samples = options.pop("samples", samples)
     args = config(folder, advantage=advantage, samples=samples, per_device_train_batch_size=batch, **options)
     own = critic(model) if advantage == "gae" else None
-    return RLTrainer(model, given, prompts(times), args, TOKENIZER, critic=own, reward_cost=cost, spread=spread)
+    return RLTrainer(model, given, prompts(times), args, TOKENIZER, critic=own, spread=spread)
 
 
 @pytest.mark.parametrize("advantage, steps", [("rloo", 80), ("gae", 80)])
@@ -170,8 +169,14 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 def test_counts_generation(tmp_path):
     """The head of the policy sees what is scored alone; an ensemble that is asked for its spread is asked twice."""
     model = policy()
-    own = Cost.of(critic(model).model)
-    trainer = trainer_of(tmp_path, model, max_steps=1, learning_rate=0.0, cost=[own, own], spread=rewards)
+    body = critic(model).model
+    own = Cost.of(body)
+
+    def ensemble(examples):
+        return rewards(examples)
+
+    ensemble.members = [SimpleNamespace(model=body), SimpleNamespace(model=body)]
+    trainer = trainer_of(tmp_path, model, max_steps=1, learning_rate=0.0, given=ensemble, spread=rewards)
     trainer.train()
     counters, cost = trainer.run_state.counters, Cost.of(model)
     lengths = [(len(e.prompt) + len(r.tokens), len(r.tokens)) for e in trainer.rollout.examples for r in e.responses]

@@ -26,11 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from uft import losses
 from uft.collation import MicroBatches
-from uft.compute import Cost
 from uft.config import UnifiedConfig
 from uft.data.columns import Examples
 from uft.data.mismatched import Mismatched
@@ -41,9 +40,10 @@ from uft.head import causal_model
 from uft.loader import SHARDED, make_loader
 from uft.models import Scored
 from uft.objective import Objective
+from uft.responding import ends_of
 from uft.rlhf.rollouts import correlation
 from uft.rlhf.sampling import Rewards, ended, sample, with_targets
-from uft.rlhf.targets import ADVANTAGES, OF_GROUPS, SCORES, TARGETS, asked
+from uft.rlhf.targets import ADVANTAGES, OF_GROUPS, SCORES, TARGETS, asked, reward_costs
 from uft.terms import Pointwise, Sums
 from uft.trainer import UnifiedTrainer
 
@@ -124,10 +124,8 @@ class OnlineTrainer(UnifiedTrainer):
         if self.accelerator.distributed_type in SHARDED:
             raise ValueError(f"weights are in shards ({self.accelerator.distributed_type}); want them whole on a rank")
         self._check_room()
-        models = (getattr(each, "model", None) for each in getattr(online.rewards, "members", [online.rewards]))
-        self.reward_costs = [Cost.of(model) for model in models if isinstance(model, nn.Module)]
-        eos = np.atleast_1d(causal_model(self.model).generation_config.eos_token_id or []).astype(int).tolist()
-        self._eos = {self.processing_class.eos_token_id, *eos}
+        self.reward_costs = reward_costs(online.rewards)
+        self._eos = ends_of(self.model, self.processing_class)
 
     # ---- data ----
 

@@ -17,6 +17,7 @@ is the same.  One process; TRL's trainers for several are reached through `uft.r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,16 +32,17 @@ from uft.compute import Cost
 from uft.faults import StepGuard
 from uft.feedback import Batch, Example
 from uft.head import causal_model, has_fused_head
-from uft.loading import prepared_policy
+from uft.loading import prepared_policy, without_dropout
 from uft.losses.policy_gradient import clipped_surrogate, clipped_value, k3
-from uft.metrics import RunState
+from uft.metrics import RunState, once
 from uft.models import FrozenReference, Reference, Scored, make_reference, score
+from uft.responding import ends_of
 from uft.rlhf.actor_critic import ActorCritic, ActorCriticTrainer, Prompts
 from uft.rlhf.advantages import AdaptiveKL, gae, group_normalised, leave_one_out, token_rewards, whitened
 from uft.rlhf.config import RLConfig
 from uft.rlhf.rollouts import Critic, Rollout, correlation, distinct, part_of, reference_logp, sampled_logp
 from uft.rlhf.sampling import Rewards, ended, sample, with_targets
-from uft.rlhf.targets import asked
+from uft.rlhf.targets import asked, reward_costs
 
 
 class RLTrainer(ActorCriticTrainer):
@@ -52,7 +54,6 @@ class RLTrainer(ActorCriticTrainer):
     critic      for "gae"; see `Critic.of`
     reference   by default the policy as it is now
     spread      the disagreement of an ensemble, per response: logged, and what guards look at
-    reward_cost a `Cost` of the reward model for each token, to be counted (several members: a list)
     name        of the reward, by which a checkpoint of another one is refused; by default that of its type
 
     Raises ValueError where critic and advantage do not fit, or a reward is not finite.
@@ -61,8 +62,7 @@ class RLTrainer(ActorCriticTrainer):
     def __init__(
         self, policy: Any, rewards: Rewards, prompts: Sequence[Example], args: RLConfig,
         tokenizer: PreTrainedTokenizerBase, *, critic: Critic | None = None, reference: Any = None,
-        spread: Rewards | None = None, reward_cost: Cost | Sequence[Cost] = (), peft_config: Any = None,
-        name: str | None = None, **kwargs: Any,
+        spread: Rewards | None = None, peft_config: Any = None, name: str | None = None, **kwargs: Any,
     ):  # fmt: skip
         if (args.advantage == "gae") != (critic is not None):
             wanted = "a critic (Critic.of(reward_model))" if args.advantage == "gae" else "no critic"
@@ -70,9 +70,7 @@ class RLTrainer(ActorCriticTrainer):
         set_seed(args.seed)
         policy = prepared_policy(policy, args, peft_config)
         if critic is not None and args.disable_dropout:
-            for module in critic.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = 0.0
+            without_dropout(critic)
         _check_room(policy, prompts, args)
         self.rewards, self.spread, self.tokenizer = rewards, spread, tokenizer
         self.reward_name = name or getattr(rewards, "__qualname__", type(rewards).__qualname__)
@@ -99,9 +97,8 @@ class RLTrainer(ActorCriticTrainer):
         self.fused = has_fused_head(policy)
         if critic is not None:
             self.costs["critic"] = Cost.of(critic.model)
-        self.reward_costs = [reward_cost] if isinstance(reward_cost, Cost) else list(reward_cost)
-        own_eos = np.atleast_1d(policy.generation_config.eos_token_id or []).astype(int).tolist()
-        self._eos = {tokenizer.eos_token_id, *own_eos}
+        self.reward_costs = reward_costs(rewards)
+        self._eos = ends_of(policy, tokenizer)
 
     # ---- a step ----
 
@@ -123,7 +120,7 @@ class RLTrainer(ActorCriticTrainer):
             self.accelerator.backward(loss)
             total += loss.detach()
         self._count_training(whole)
-        self.run_state.add({"loss": _mean(total)})
+        self.run_state.add({"loss": once(total)})
         return total
 
     def _rows(self, turn: int) -> Tensor:
@@ -250,7 +247,7 @@ class RLTrainer(ActorCriticTrainer):
         if "old_value" in rollout.batch:
             returns, left = rollout.batch.returns[mask], (rollout.batch.returns - rollout.batch.old_value)[mask]
             found["value/explained_variance"] = 1 - left.var() / returns.var().clamp(min=1e-12)
-        self.run_state.add({name: _mean(value) for name, value in found.items()})
+        self.run_state.add({name: once(value) for name, value in found.items()})
         n, scored = self._lengths(rollout.batch)
         policy, asked_twice = self.costs["policy"], 1 + (self.spread is not None)
         flops = 2 * policy.forward(n, scored).sum()  # writing reads each token once; and the log-probabilities before
@@ -261,7 +258,7 @@ class RLTrainer(ActorCriticTrainer):
             generated_tokens=int(mask.sum()), flops=int(flops), rollouts=1, policy_forwards=2 * len(n),
             reference_forwards=len(n) * (self.reference is not None),
             reward_forwards=asked_twice * len(n) * len(self.reward_costs),
-            **{f"examples/{source}": count for source, count in _sources(rollout.examples).items()},
+            **{f"examples/{name}": count for name, count in Counter(e.source for e in rollout.examples).items()},
         )  # fmt: skip
 
     def _lengths(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -292,14 +289,3 @@ def _check_room(policy: nn.Module, prompts: Sequence[Example], args: RLConfig) -
                 f"row {example.row} of {example.source!r}: found a prompt of {n} tokens and {args.max_new_tokens} to "
                 f"come; want at most {room}, the model's positions"
             )
-
-
-def _mean(value: Any) -> tuple[Tensor, Tensor]:
-    return torch.as_tensor(float(value), dtype=torch.float64), torch.tensor(1.0)
-
-
-def _sources(examples: Sequence[Example]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for example in examples:
-        found[example.source] = found.get(example.source, 0) + 1
-    return found

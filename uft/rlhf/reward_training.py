@@ -26,7 +26,7 @@ from uft.compute import Cost
 from uft.data.mixture import FeedbackDataset, MixtureSampler
 from uft.feedback import Batch
 from uft.loader import StepSampler, make_loader
-from uft.loading import sources_of
+from uft.loading import sources_of, without_dropout
 from uft.losses import reward as losses
 from uft.metrics import RunState, added_counters
 from uft.record import environment
@@ -131,7 +131,7 @@ class RewardTrainer(WholeCheckpoints):
         callbacks: Sequence[TrainerCallback] = (),
     ):
         if args.disable_dropout:
-            _without_dropout(reward_model.model)
+            without_dropout(reward_model.model)
         super().__init__(
             model=Scorer(reward_model),
             args=args,
@@ -317,11 +317,3 @@ def _counts(batch: Batch) -> Tensor:
             f"row {row}: found a response without a target and in no pair; want a label, a score or a pair"
         )
     return torch.tensor([len(batch.preferences), int(single.sum())], dtype=torch.float64)
-
-
-def _without_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0

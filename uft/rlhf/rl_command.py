@@ -16,7 +16,6 @@ import torch
 from transformers import AutoTokenizer
 
 from uft.checkpoint import last_checkpoint
-from uft.compute import Cost
 from uft.data.mixture import load_feedback
 from uft.data.rows import is_number
 from uft.recipe import RecipeError, _known, _sources, parse_config
@@ -84,7 +83,7 @@ def trainer_of(recipe: Mapping[str, Any]) -> RLTrainer:
     return RLTrainer(
         recipe["model"], rewards, list(data), args, tokenizer,
         critic=Critic.of(members[0]) if args.advantage == "gae" else None, spread=spread,
-        reward_cost=[Cost.of(member.model) for member in members], callbacks=[guard] if recipe.get("guard") else None,
+        callbacks=[guard] if recipe.get("guard") else None,
         name=f"{recipe['reward']} conservative {recipe.get('conservative') or 0}, of {recipe['model']}",
     )  # fmt: skip
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from uft.compute import Cost
 from uft.data.mixture import FeedbackDataset
 from uft.feedback import Example
 from uft.rlhf.advantages import group_normalised, leave_one_out
@@ -37,6 +38,12 @@ ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 OF_GROUPS = ("rloo", "grpo")
 TARGETS = SCORES | ADVANTAGES
+
+
+def reward_costs(rewards: Any) -> list[Cost]:
+    """What one pass of each reward model in it costs; what another function costs is not known."""
+    models = (getattr(each, "model", None) for each in getattr(rewards, "members", [rewards]))
+    return [Cost.of(model) for model in models if isinstance(model, nn.Module)]
 
 
 def verified(check: Callable[[str, str], float], tokenizer: Any, data: FeedbackDataset | Mapping[str, Any]) -> Rewards:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,16 @@ import numpy as np
 from torch import nn
 
 from uft.compute import Cost
+from uft.data.quality.writing import write_lines
 from uft.data.rows import DataError
 from uft.data.template import Template
 from uft.feedback import Example, Response
 from uft.head import causal_model
 from uft.record import plain
+from uft.responding import ends_of
 from uft.rlhf.labelling import Labelled, Prompt, feedback_rows, scores_of
 from uft.rlhf.sampling import ended, sample
-from uft.rlhf.targets import SCORES
+from uft.rlhf.targets import SCORES, reward_costs
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ def write_feedback(
     )  # fmt: skip
     texts = [[_text(each, tokenizer) for each in example.responses] for example in answered]
     scores = scores_of(label, prompts, texts, answered, tokenizer)
-    own = np.atleast_1d(causal_model(policy).generation_config.eos_token_id or []).astype(int).tolist()
-    eos = {tokenizer.eos_token_id, *own}
+    eos = ends_of(policy, tokenizer)
     labelled = [
         [
             Labelled(text, len(each.tokens), ended(each, eos), score)
@@ -107,8 +107,8 @@ def write_feedback(
         for prompt, of_prompt in zip(prompts, labelled)
         for each in of_prompt
     ]
-    _write_lines(folder / "responses.jsonl", everything)
-    _write_lines(folder / "feedback.jsonl", rows)
+    write_lines(folder / "responses.jsonl", map(plain, everything))
+    write_lines(folder / "feedback.jsonl", map(plain, rows))
     n, values = np.array([each["tokens"] for each in everything]), np.array(scores, dtype=np.float64)
     whole = n + np.repeat([len(example.prompt) for example in examples], options.samples)
     return {
@@ -116,7 +116,9 @@ def write_feedback(
         "scores": {"mean": values.mean(), "best": values.max(-1).mean(), "worst": values.min(-1).mean()},
         "compute": {
             "generated_tokens": int(n.sum()),
-            "flops": int(Cost.of(policy).forward(whole, n).sum() + _labelling_flops(label, whole)),
+            "flops": int(
+                Cost.of(policy).forward(whole, n).sum() + sum(c.forward(whole).sum() for c in reward_costs(label))
+            ),
         },
     }
 
@@ -136,14 +138,3 @@ def _as_examples(prompts: Sequence[Prompt], policy: nn.Module, tokenizer: Any, m
 
 def _text(response: Response, tokenizer: Any) -> str:
     return tokenizer.decode(response.tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _labelling_flops(label: Any, length: np.ndarray) -> int:
-    """Of reward models; what another labeller costs is not known."""
-    models = (getattr(each, "model", None) for each in getattr(label, "members", [label]))
-    return sum(int(Cost.of(model).forward(length).sum()) for model in models if isinstance(model, nn.Module))
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(plain(dict(row)), ensure_ascii=False) + "\n" for row in rows)
