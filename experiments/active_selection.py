@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.jobs import Job, run_jobs
-from experiments.lab.active import learning_curves
-from experiments.reporting.page import keep
-from experiments.statistics import holm, interval, paired_difference, sign_flip
+from uft.comparison.statistics import holm, interval, paired_difference, sign_flip
 from uft.data.selection import RULES
 from uft.record import environment, write_json
+from uft.reporting.page import keep
+
+from .jobs import Job, run_jobs
+from .lab.active import learning_curves
 
 RESULTS = Path(__file__).parent / "results" / "active_selection"
 BUDGETS, SIZE, MEMBERS, STEPS = [16, 32, 64, 128], 768, 3, 40
@@ -124,7 +125,7 @@ def _signed(d: Any) -> str:
 
 def draw(path: Path, by_pool: Mapping[str, Runs]) -> None:
     """Curves with bands of the 95 % t-interval, and below what each rule gains over random, paired by seed."""
-    from experiments.figures import LINES, MARKERS, plt, save
+    from .figures import LINES, MARKERS, plt, save
 
     figure, axes = plt.subplots(2, len(by_pool), figsize=(4.8 * len(by_pool), 6.4), sharex=True, squeeze=False,
                                 sharey="row", height_ratios=(3, 2))  # fmt: skip
@@ -161,7 +162,7 @@ def _banded(axis: Any, x: Sequence[int], bands: Sequence[Any], colour: str, mark
 
 def write(folder: Path, by_pool: Mapping[str, Runs], settings: Mapping[str, Any]) -> str:
     """Writes everything into `folder` and returns the tables for the terminal."""
-    from experiments.report import markdown_table, terminal_table, write_page
+    from .report import markdown_table, terminal_table, write_page
 
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [run["seed"] for run in next(iter(by_pool.values()))]

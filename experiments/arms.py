@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.lab.reinforcement import Reinforcement
-from experiments.lab.training import LabStage
-from experiments.runs import Settings
-from experiments.search import Space
+from .lab.reinforcement import Reinforcement
+from .lab.training import LabStage
+from .runs import Settings
+from .search import Space
 
 REPLAY = 0.25  # share of the draws of demonstrations (or as many documents) that a second stage draws again
 DOCUMENTS = 0.2  # share of documents in both stages of the sequence that has them in both

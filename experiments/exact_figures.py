@@ -9,9 +9,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.figures import MARKERS, spread_labels
-from experiments.lab.enumerable.optimum import Front
-from experiments.study_figures import LINES
+from .figures import MARKERS, spread_labels
+from .lab.enumerable.optimum import Front
+from .study_figures import LINES
 
 Paths = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]  # arm -> runs -> points
 Names = Mapping[str, str]  # arm -> its label, or its family

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from experiments.lab.enumerable import exact
-from experiments.lab.enumerable.paths import Scale, load_base, measured
-from experiments.lab.enumerable.policy import enumerated, policy_of
-from experiments.lab.enumerable.world import World
+from .lab.enumerable import exact
+from .lab.enumerable.paths import Scale, load_base, measured
+from .lab.enumerable.policy import enumerated, policy_of
+from .lab.enumerable.world import World
 
 STEPS, RATE = 240, 3e-3
 

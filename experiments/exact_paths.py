@@ -25,14 +25,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.exact_limit import RATE, STEPS, run_limit
-from experiments.exact_report import About, Truth, judged, write_report
-from experiments.jobs import Job, run_jobs
-from experiments.lab.enumerable.paths import PathStage, Plan, Scale, run_base, run_plan
-from experiments.lab.enumerable.world import World
-from experiments.reporting.page import keep
-from experiments.runs import Runner, run_sharing
-from experiments.search import grid_search
+from uft.reporting.page import keep
+
+from .exact_limit import RATE, STEPS, run_limit
+from .exact_report import About, Truth, judged, write_report
+from .jobs import Job, run_jobs
+from .lab.enumerable.paths import PathStage, Plan, Scale, run_base, run_plan
+from .lab.enumerable.world import World
+from .runs import Runner, run_sharing
+from .search import grid_search
 
 RESULTS = Path(__file__).parent / "results" / "exact_paths"
 NORMAL = Scale(steps=160, base_steps=400, batch_size=32, points=8)

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import exact_figures
-from experiments.lab.enumerable.optimum import Front, kl_front, loss_front, reward_front
-from experiments.lab.enumerable.paths import Scale, base_policy
-from experiments.lab.enumerable.world import World
-from experiments.report import markdown_table, terminal_table
-from experiments.statistics import Interval, interval, paired_difference
+from uft.comparison.statistics import Interval, interval, paired_difference
 from uft.record import environment, write_json
+
+from . import exact_figures
+from .lab.enumerable.optimum import Front, kl_front, loss_front, reward_front
+from .lab.enumerable.paths import Scale, base_policy
+from .lab.enumerable.world import World
+from .report import markdown_table, terminal_table
 
 # fmt: off
 COLUMNS = {

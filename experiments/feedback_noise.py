@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.arms import ARMS
-from experiments.lab.training import Scale
-from experiments.sequential_vs_unified import VARIANTS
-from experiments.study import Point, Study, at, main, stages_of
+from .arms import ARMS
+from .lab.training import Scale
+from .sequential_vs_unified import VARIANTS
+from .study import Point, Study, at, main, stages_of
 
 FLIPPED = (0.0, 0.1, 0.2, 0.3, 0.4)
 COMPARED = ("sft_chosen", "sft_dpo_replay", "dpo_nll", "uft")

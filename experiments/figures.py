@@ -13,8 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.reporting.labels import name_points, spread_labels
-from experiments.statistics import Interval, interval
+from uft.comparison.statistics import Interval, interval
+
+from .reporting.labels import name_points, spread_labels
 
 __all__ = ["COLOURS", "LINES", "MARKERS", "costs", "curves", "differences", "matrix", "plt", "save", "spread_labels"]
 

@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from experiments.arms import REPLAY
-from experiments.lab.training import PRIOR, LabStage, Plan, Scale
-from experiments.report import markdown_table
-from experiments.runs import DEMONSTRATIONS
-from experiments.sequential_vs_unified import TOY, VARIANTS
-from experiments.study import Point, Study, main, supervised
+from .arms import REPLAY
+from .lab.training import PRIOR, LabStage, Plan, Scale
+from .report import markdown_table
+from .runs import DEMONSTRATIONS
+from .sequential_vs_unified import TOY, VARIANTS
+from .study import Point, Study, main, supervised
 
 RISE = {DEMONSTRATIONS: 0.05, PRIOR: 0.2}  # nats per token above the supervised stage's end
 CONSTANT = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

@@ -30,9 +30,7 @@ import torch
 from scipy import stats
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 
-from experiments.real.base import make_tokenizer
-from experiments.report import markdown_table
-from experiments.statistics import holm
+from uft.comparison.statistics import holm
 from uft.config import UnifiedConfig
 from uft.data.judges import QUIET, reward_trained_on
 from uft.data.mixture import FeedbackDataset, load_feedback
@@ -43,6 +41,9 @@ from uft.evaluation.preference import ranked
 from uft.evaluation.safety import harmlessness, held_out
 from uft.evaluation.suite import evaluate
 from uft.trainer import UnifiedTrainer
+
+from .real.base import make_tokenizer
+from .report import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "harmlessness"
 SOURCE, HELD_OUT = "hh-harmless-test", 0.25

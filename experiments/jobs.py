@@ -25,6 +25,7 @@ from typing import Any
 from uft.record import commit, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN = ("uft", "uft_kernels", "experiments")
 
 
 @dataclass(frozen=True)
@@ -69,34 +70,42 @@ def code_fingerprint(module: Path) -> str:
 
 
 def reached(module: Path) -> set[Path]:
-    """The module and the files of this repository that it imports, directly or not, anywhere in its code."""
+    """The module and the files of this project that it imports, directly or not, anywhere in its code."""
     found, todo = set(), {module}
     while todo:
         path = todo.pop()
         found.add(path)
-        todo |= {other for name in _imported(path) for other in _files_of(name)} - found
+        todo |= _imported(path) - found
     return found
 
 
-def _imported(path: Path) -> set[str]:
-    names = set()
+def _imported(path: Path) -> set[Path]:
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            # what is imported from a package may be a module of it
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
-def _files_of(name: str) -> set[Path]:
-    """A module of this repository by its dotted name, with the packages that it lies in."""
-    parts, found = name.split("."), set()
-    for root in (ROOT, ROOT / "kernels"):
-        for k in range(1, len(parts) + 1):
-            place = root.joinpath(*parts[:k])
-            found |= {path for path in (place / "__init__.py", place.with_suffix(".py")) if path.exists()}
+            for alias in node.names:
+                found |= _files_of(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            parts = node.module.split(".") if node.module else []
+            for alias in node.names:  # what is imported from a package may be a module of it
+                whole = [*parts, alias.name]
+                found |= _files_in(path.parents[node.level - 1], whole) if node.level else _files_of(whole)
     return found
+
+
+def _files_of(parts: list[str]) -> set[Path]:
+    """A module of this project by its dotted name, with the packages that it lies in."""
+    if parts[0] not in OWN:  # where this project is installed, others lie beside it
+        return set()
+    return _files_in(ROOT, parts) | _files_in(ROOT / "kernels", parts)
+
+
+def _files_in(folder: Path, parts: list[str]) -> set[Path]:
+    found = {folder / "__init__.py"} if folder != ROOT else set()
+    for k in range(1, len(parts) + 1):
+        place = folder.joinpath(*parts[:k])
+        found |= {place / "__init__.py", place.with_suffix(".py")}
+    return {path for path in found if path.exists()}
 
 
 def run_jobs(jobs: Sequence[Job], cache: Path, *, workers: int = 2, title: str = "") -> list[dict[str, Any]]:

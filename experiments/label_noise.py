@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.jobs import Job, run_jobs
-from experiments.lab.noise import FOLDS, VARIANT, measured
-from experiments.reporting.page import keep
-from experiments.statistics import interval, paired_difference
+from uft.comparison.statistics import interval, paired_difference
 from uft.record import environment, write_json
+from uft.reporting.page import keep
+
+from .jobs import Job, run_jobs
+from .lab.noise import FOLDS, VARIANT, measured
 
 RESULTS = Path(__file__).parent / "results" / "label_noise"
 FLIPPED = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -140,7 +141,7 @@ def headline(found: Mapping[tuple[str, float], Sequence[Mapping[str, Any]]]) -> 
 
 
 def draw(path: Path, found: Mapping[tuple[str, float], Sequence[Mapping[str, Any]]]) -> None:
-    from experiments.figures import LINES, MARKERS, plt, save
+    from .figures import LINES, MARKERS, plt, save
 
     judges = list(dict.fromkeys(judge for judge, _ in found))
     panels = {"AUROC of the margins": ("zero", "auroc"), "flags at margin 0: precision (solid), recall (dashed)": None,
@@ -174,7 +175,7 @@ def draw(path: Path, found: Mapping[tuple[str, float], Sequence[Mapping[str, Any
 
 def write(folder: Path, found: Mapping[tuple[str, float], Sequence[Mapping[str, Any]]]) -> str:
     """Writes everything into `folder` and returns the table for the terminal."""
-    from experiments.report import markdown_table, terminal_table, write_page
+    from .report import markdown_table, terminal_table, write_page
 
     folder.mkdir(parents=True, exist_ok=True)
     header, rows = table(found)

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.arms import AFTER_SFT, REPLAY
-from experiments.lab.training import LabStage, Plan, Scale
-from experiments.runs import Runner, Settings
-from experiments.search import score, search
-from experiments.sequential_vs_unified import SEARCH_SEEDS, TOY, VARIANTS
-from experiments.study import Point, Study, at, main, supervised
 from uft.losses import PAIRWISE, POINTWISE
+
+from .arms import AFTER_SFT, REPLAY
+from .lab.training import LabStage, Plan, Scale
+from .runs import Runner, Settings
+from .search import score, search
+from .sequential_vs_unified import SEARCH_SEEDS, TOY, VARIANTS
+from .study import Point, Study, at, main, supervised
 
 TRIALS = 8
 MARGIN = (0.2, 20.0)  # of losses of the margin, or of single rewards

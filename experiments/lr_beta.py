@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-from experiments.arms import ARMS
-from experiments.lab.training import Scale
-from experiments.study import Point, Study, at, main, stages_of
+from .arms import ARMS
+from .lab.training import Scale
+from .study import Point, Study, at, main, stages_of
 
 COMPARED = ("dpo_nll", "sft_dpo_replay")
 FACTORS = (0.25, 1.0, 4.0)  # times what the search chose

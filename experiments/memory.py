@@ -207,7 +207,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
-    from experiments.figures import MARKERS, plt
+    from .figures import MARKERS, plt
 
     figure, axes = plt.subplots(figsize=(5.6, 4.6))
     kinds = {"full, frozen reference": FROZEN, "full, cached reference": CACHED, "LoRA, adapter off": LORA}

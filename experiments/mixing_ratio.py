@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.arms import REPLAY
-from experiments.lab.training import LabStage, Scale
-from experiments.study import Point, Study, at, last_stage, main, supervised
+from .arms import REPLAY
+from .lab.training import LabStage, Scale
+from .study import Point, Study, at, last_stage, main, supervised
 
 RATIOS = (0.8, 1.6, 3.0, 6.5, 13.0)  # demonstrations drawn for each preference drawn
 COST = 2.7  # FLOPs of a preference with its reference, in those of a demonstration

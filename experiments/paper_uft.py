@@ -24,13 +24,14 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.paper import dry
-from experiments.paper.arms import ABOUT, ARMS, GROUPS
-from experiments.paper.plan import plan_text
-from experiments.paper.report import write_report
-from experiments.paper.running import Setting, finished, run
-from experiments.paper.tasks import MISSING, TASKS, lm_eval
 from uft.recipe import parse
+
+from .paper import dry
+from .paper.arms import ABOUT, ARMS, GROUPS
+from .paper.plan import plan_text
+from .paper.report import write_report
+from .paper.running import Setting, finished, run
+from .paper.tasks import MISSING, TASKS, lm_eval
 
 # what two of lm-eval's tasks import when they are loaded, which would be after training
 OF_TASKS = {

@@ -26,13 +26,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs import Job, run_jobs
-from experiments.real.files import Place, fingerprint, missing
-from experiments.real.report import write_report
-from experiments.real.settings import RECIPES, Design, Scale, Settings, read_settings
-from experiments.real.training import Plan, RealStage, overview, run_plan
-from experiments.runs import SFT_STAGE, Runner, run_sharing
-from experiments.search import grid_search
+from .jobs import Job, run_jobs
+from .real.files import Place, fingerprint, missing
+from .real.report import write_report
+from .real.settings import RECIPES, Design, Scale, Settings, read_settings
+from .real.training import Plan, RealStage, overview, run_plan
+from .runs import SFT_STAGE, Runner, run_sharing
+from .search import grid_search
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from experiments.arms import ARMS
-from experiments.lab.training import LabStage, Scale
-from experiments.study import Point, Study, at, main, stages_of
+from .arms import ARMS
+from .lab.training import LabStage, Scale
+from .study import Point, Study, at, main, stages_of
 
 COMPARED = ("sft_dpo_replay", "dpo_nll")
 REFERENCES = {"start": "before the stage", "base": "base model", "moving": "moving (TR-DPO)", "none": "none (CPO)"}

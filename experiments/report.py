@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.reporting.comparison import comparison_text, most_followed, summary_of
-from experiments.reporting.folders import ResultError, joint_report
-from experiments.reporting.page import write_page
-from experiments.reporting.tables import (
+from uft.record import environment, write_json
+from uft.reporting.page import write_page
+
+from .reporting.comparison import comparison_text, most_followed, summary_of
+from .reporting.folders import ResultError, joint_report
+from .reporting.tables import (
     COLUMNS,
     COMPUTE_HEADER,
     SHARED,
@@ -35,7 +37,6 @@ from experiments.reporting.tables import (
     mean_of,
     terminal_table,
 )
-from uft.record import environment, write_json
 
 __all__ = [
     "COLUMNS", "COMPUTE_HEADER", "SHARED", "Records", "by_seed", "compute_rows", "contrast_rows", "lost_since_sft",

@@ -24,22 +24,23 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM, TrainerCallback
 
-from experiments.figures import LINES, MARKERS, plt, save
-from experiments.jobs import Job, run_jobs
-from experiments.lab.data import examples, preference_tasks, preferences
-from experiments.lab.measures import JUDGED, MAX_NEW_TOKENS, logp
-from experiments.lab.reinforcement import Reinforcement, Rewarding, reinforce, train_rewards
-from experiments.lab.tokenizer import decode, lab_tokenizer
-from experiments.lab.training import LabStage, Plan, Scale, run_plan
-from experiments.lab.world import TEST, VALIDATION, make_world
-from experiments.reporting.page import write_page
-from experiments.reporting.tables import markdown_table, terminal_table
-from experiments.statistics import interval
 from uft.collation import Collator
+from uft.comparison.statistics import interval
 from uft.record import environment, write_json
+from uft.reporting.page import write_page
 from uft.rlhf.guards import HackingGuard, Limits
 from uft.rlhf.reward import RewardEnsemble
 from uft.rlhf.sampling import sample
+
+from .figures import LINES, MARKERS, plt, save
+from .jobs import Job, run_jobs
+from .lab.data import examples, preference_tasks, preferences
+from .lab.measures import JUDGED, MAX_NEW_TOKENS, logp
+from .lab.reinforcement import Reinforcement, Rewarding, reinforce, train_rewards
+from .lab.tokenizer import decode, lab_tokenizer
+from .lab.training import LabStage, Plan, Scale, run_plan
+from .lab.world import TEST, VALIDATION, make_world
+from .reporting.tables import markdown_table, terminal_table
 
 RESULTS = Path(__file__).parent / "results" / "reward_hacking"
 NAME, QUESTION = "reward_hacking", "Does a policy hack its reward, and what keeps it from it?"

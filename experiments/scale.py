@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from experiments.arms import ARMS
-from experiments.lab.base import WIDTH
-from experiments.lab.training import Scale
-from experiments.study import Point, Study, at, main, stages_of
+from .arms import ARMS
+from .lab.base import WIDTH
+from .lab.training import Scale
+from .study import Point, Study, at, main, stages_of
 
 COMPARED = ("sft", "sft_dpo_replay", "dpo_nll")
 WEIGHTS = {48: 0.09, 96: 0.34, 192: 1.3}  # width -> millions of weights

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import Plan, Record, Runner, Settings, run_sharing
+from .runs import Plan, Record, Runner, Settings, run_sharing
 
 RETENTION = ("skill", "refusal.", "fact_recall")
 DESIGNED, TRIALS, FINALISTS = 5, 10, 3

@@ -29,18 +29,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.arms import ARMS, REPLAY, TRAINED
-from experiments.jobs import Job, code_fingerprint, file_of, run_jobs
-from experiments.lab.data import VARIANTS as LAB_VARIANTS
-from experiments.lab.training import LabStage, Plan, Scale, run_plan
-from experiments.lab.world import VALIDATION
-from experiments.report import add_arms, write_report
-from experiments.reporting.folders import ResultError
-from experiments.reporting.page import keep
-from experiments.reporting.tables import LIKE_WITH_LIKE, named_contrasts
-from experiments.runs import SFT_STAGE, Runner, Settings, run_sharing
-from experiments.search import FINALISTS, TRIALS, retention, score, search
 from uft.record import write_json
+from uft.reporting.page import keep
+
+from .arms import ARMS, REPLAY, TRAINED
+from .jobs import Job, code_fingerprint, file_of, run_jobs
+from .lab.data import VARIANTS as LAB_VARIANTS
+from .lab.training import LabStage, Plan, Scale, run_plan
+from .lab.world import VALIDATION
+from .report import add_arms, write_report
+from .reporting.folders import ResultError
+from .reporting.tables import LIKE_WITH_LIKE, named_contrasts
+from .runs import SFT_STAGE, Runner, Settings, run_sharing
+from .search import FINALISTS, TRIALS, retention, score, search
 
 RESULTS = Path(__file__).parent / "results" / "sequential_vs_unified"
 SEARCH = RESULTS / "search.json"

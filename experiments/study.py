@@ -15,16 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments import study_figures
-from experiments.arms import ARMS
-from experiments.lab.training import LabStage, Plan, Scale
-from experiments.lab.world import VALIDATION
-from experiments.report import COLUMNS, by_seed, markdown_table, mean_of, terminal_table, write_page
-from experiments.reporting.page import keep
-from experiments.runs import SFT_STAGE, Runner, run_sharing
-from experiments.sequential_vs_unified import NORMAL, SEARCH, TOY, VARIANTS, runner
-from experiments.statistics import effect_size, interquartile_mean, paired_difference
+from uft.comparison.statistics import effect_size, interquartile_mean, paired_difference
 from uft.record import environment, write_json
+from uft.reporting.page import keep
+
+from . import study_figures
+from .arms import ARMS
+from .lab.training import LabStage, Plan, Scale
+from .lab.world import VALIDATION
+from .report import COLUMNS, by_seed, markdown_table, mean_of, terminal_table, write_page
+from .runs import SFT_STAGE, Runner, run_sharing
+from .sequential_vs_unified import NORMAL, SEARCH, TOY, VARIANTS, runner
 
 RESULTS = Path(__file__).parent / "results"
 SHOWN = ("retention", "alignment", "skill_covered", "skill_uncovered", "fact_recall", "skill_nll", "kl_base")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures import LINES, MARKERS, plt, save
-from experiments.reporting.labels import spread_labels
-from experiments.reporting.tables import by_seed
+from .figures import LINES, MARKERS, plt, save
+from .reporting.labels import spread_labels
+from .reporting.tables import by_seed
 
 PANELS = {"retention": "retention (skills, taught refusals, facts)", "alignment": "alignment (mean utility)"}
 

@@ -27,13 +27,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from experiments.speed import workloads
-from experiments.speed.apart import STARTS
-from experiments.speed.measure import STAGES, measure, measure_designs, runs_of
-from experiments.speed.report import draw, goals_of, table
-from experiments.speed.rivals import Setting
-from experiments.speed.shapes import SHAPES
 from uft.record import environment, write_json
+
+from .speed import workloads
+from .speed.apart import STARTS
+from .speed.measure import STAGES, measure, measure_designs, runs_of
+from .speed.report import draw, goals_of, table
+from .speed.rivals import Setting
+from .speed.shapes import SHAPES
 
 RESULTS = Path(__file__).parent / "results" / "training_speed"
 CASES = [" ".join(words) for words in product(("long", "short"), ("full", "lora"), ("live", "cached"))]

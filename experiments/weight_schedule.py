@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from experiments.lab.training import LabStage, Scale
-from experiments.study import Point, Study, at, last_stage, main, stages_of, supervised
+from .lab.training import LabStage, Scale
+from .study import Point, Study, at, last_stage, main, stages_of, supervised
 
 SWITCH = (
     0.5  # of the joint stage's steps: as many demonstrations and preferences are then trained on as in the sequence

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lab.base import load_base
-from experiments.lab.data import Row, examples, preferences, variant_of
-from experiments.lab.data import _pair as judged_pair
-from experiments.lab.tokenizer import lab_tokenizer
-from experiments.lab.world import COVERED, TEST, Task, draw_string, make_world
 from uft.data.embedding import pair_embedding, pair_features
 from uft.data.judges import reward_trained_on
 from uft.data.noise import margins
 from uft.data.selection import Pool, diversity, select
+
+from .base import load_base
+from .data import Row, examples, preferences, variant_of
+from .data import _pair as judged_pair
+from .tokenizer import lab_tokenizer
+from .world import COVERED, TEST, Task, draw_string, make_world
 
 VARIANT = "hedged_pairs"
 COMMON, MARKED = 0.7, 0.05  # shares of the skewed pool

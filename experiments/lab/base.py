@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from experiments.lab.data import documents, examples
-from experiments.lab.tokenizer import lab_tokenizer
-from experiments.lab.world import TEST, World, make_world
 from uft.collation import Collator
+
+from .data import documents, examples
+from .tokenizer import lab_tokenizer
+from .world import TEST, World, make_world
 
 BASE_MODELS = Path(__file__).parent / "base_models"
 STEPS, BATCH, LR, WARMUP, WEIGHT_DECAY = 1600, 64, 3e-3, 100, 0.01
@@ -104,7 +105,7 @@ def _warmup_then_cosine(step: int, steps: int) -> float:
 
 
 def main() -> None:
-    from experiments.lab.measures import fact_recall, skill_accuracy  # measures load base models
+    from .measures import fact_recall, skill_accuracy  # measures load base models
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)

@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments.lab.tokenizer import encode, lab_tokenizer
-from experiments.lab.world import COVERED, MARKS, NEUTRAL_MARKS, OPERATORS, TRAIN, Task, World, draw_string, hedged
 from uft.feedback import Example, Response
+
+from .tokenizer import encode, lab_tokenizer
+from .world import COVERED, MARKS, NEUTRAL_MARKS, OPERATORS, TRAIN, Task, World, draw_string, hedged
 
 Row = dict[str, str | float | bool]
 SHARE_OF_FACTS = 0.5  # of the documents

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel
 
-from experiments.lab.data import Variant, examples, preference_tasks, preferences, tokens, variant_of
-from experiments.lab.tokenizer import decode, lab_tokenizer
-from experiments.lab.world import COVERED, MARKS, OPERATORS, REFUSAL, TEST, Task, World, draw_string
 from uft.collation import Collator
 from uft.feedback import Batch, Example, Response
+
+from .data import Variant, examples, preference_tasks, preferences, tokens, variant_of
+from .tokenizer import decode, lab_tokenizer
+from .world import COVERED, MARKS, OPERATORS, REFUSAL, TEST, Task, World, draw_string
 
 MAX_NEW_TOKENS = 14
 PER_OPERATOR = 64

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lab.base import load_base
-from experiments.lab.data import examples, preferences
-from experiments.lab.tokenizer import lab_tokenizer
-from experiments.lab.world import make_world
 from uft.data.judges import BY
 from uft.data.noise import bayes_threshold, cross_validated, detection, flagged, noise_rate
+
+from .base import load_base
+from .data import examples, preferences
+from .tokenizer import lab_tokenizer
+from .world import make_world
 
 VARIANT, FOLDS = "hedged_pairs", 3
 

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback
 
-from experiments.lab.measures import MAX_NEW_TOKENS
-from experiments.lab.tokenizer import lab_tokenizer
 from uft.compute import Cost
 from uft.data.mixture import FeedbackDataset
 from uft.feedback import Example
@@ -23,6 +21,9 @@ from uft.rlhf.ppo import RLTrainer
 from uft.rlhf.reward import RewardConfig, RewardEnsemble, RewardModel, train_reward_model
 from uft.rlhf.rollouts import Critic
 from uft.rlhf.sampling import Rewards, sample
+
+from .measures import MAX_NEW_TOKENS
+from .tokenizer import lab_tokenizer
 
 CALIBRATED_ON = 512  # pairs whose answers' rewards get mean 0 and deviation 1
 

@@ -8,7 +8,7 @@ from functools import cache
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from experiments.lab.world import ATTRIBUTES, OPERATORS
+from .world import ATTRIBUTES, OPERATORS
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 WORDS = (*OPERATORS, *ATTRIBUTES)

@@ -15,22 +15,23 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import LlamaForCausalLM, PreTrainedModel, TrainerCallback
 
-from experiments import runs
-from experiments.expected_cost import expected_steps
-from experiments.jobs import code_fingerprint
-from experiments.lab import reinforcement
-from experiments.lab.base import WIDTH, lab_config, load_base
-from experiments.lab.data import demonstrations, documents, examples, preferences
-from experiments.lab.measures import logp, measure, skill_tasks
-from experiments.lab.reinforcement import Reinforcement
-from experiments.lab.tokenizer import lab_tokenizer
-from experiments.lab.world import MARKS, TEST, VALIDATION, make_world
-from experiments.runs import DEMONSTRATIONS, DOCUMENTS, PREFERENCES
 from uft.collation import Collator
 from uft.data.mixture import FeedbackDataset
 from uft.feedback import Example
 from uft.presets import make_objective
 from uft.stages import Budget
+
+from .. import runs
+from ..expected_cost import expected_steps
+from ..jobs import code_fingerprint
+from ..runs import DEMONSTRATIONS, DOCUMENTS, PREFERENCES
+from . import reinforcement
+from .base import WIDTH, lab_config, load_base
+from .data import demonstrations, documents, examples, preferences
+from .measures import logp, measure, skill_tasks
+from .reinforcement import Reinforcement
+from .tokenizer import lab_tokenizer
+from .world import MARKS, TEST, VALIDATION, make_world
 
 PRIOR = "prior"  # what was known before, as evaluation data of a balancer
 

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from experiments.paper.tasks import TASKS, Task
+from .tasks import TASKS, Task
 
 TASK_FILES = Path(__file__).parent / "dry_tasks"
 SHOTS = 2  # at most, of the few rows there are

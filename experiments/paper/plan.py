@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PretrainedConfig
 
-from experiments.memory import GIB, RATE
-from experiments.paper.arms import ARMS, UNSTATED, key_of
-from experiments.paper.running import Setting
-from experiments.report import markdown_table
 from uft.compute import Cost
 from uft.memory import estimate
 from uft.recipe import Recipe, parse
+
+from ..memory import GIB, RATE
+from ..report import markdown_table
+from .arms import ARMS, UNSTATED, key_of
+from .running import Setting
 
 # rows on the hub, about; and tokens of an example with all its responses, which are assumptions, not measurements
 ROWS = {"HuggingFaceH4/ultrachat_200k": 208_000, "nvidia/HelpSteer2": 20_300, "Atsunori/HelpSteer2-DPO": 7_200}

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures import COLOURS, plt
-from experiments.paper.arms import ARMS, UNSTATED
-from experiments.paper.published import AVERAGES, CLAIMED, CLAIMS, NEW, OLD, TABLES, Table, published
-from experiments.paper.tasks import Task
-from experiments.report import markdown_table
-from experiments.statistics import Interval, interval, paired_difference
+from uft.comparison.statistics import Interval, interval, paired_difference
 from uft.record import environment, write_json
+
+from ..figures import COLOURS, plt
+from ..report import markdown_table
+from .arms import ARMS, UNSTATED
+from .published import AVERAGES, CLAIMED, CLAIMS, NEW, OLD, TABLES, Table, published
+from .tasks import Task
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
 """arm -> one record per seed, see `experiments.paper.running.finished`"""

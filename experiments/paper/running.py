@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from experiments.paper.arms import key_of, stage_recipes
-from experiments.paper.tasks import Task, as_lm, evaluate, lm_eval, lm_eval_version
 from uft.models import load_policy, merged
 from uft.recipe import parse
 from uft.record import commit, write_json
 from uft.stages import run_stages
+
+from .arms import key_of, stage_recipes
+from .tasks import Task, as_lm, evaluate, lm_eval, lm_eval_version
 
 Record = dict[str, Any]
 SUMS = ("flops", "tokens", "response_tokens", "policy_forwards", "backwards", "reference_forwards", "seconds")

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from experiments.paper.published import NEW, OLD
+from .published import NEW, OLD
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from experiments import runs
-from experiments.real.files import Place, fingerprint, key_of, read
-from experiments.real.settings import Base, Scale
 from uft.data import Source, Template, load_feedback
 from uft.stages import Budget
+
+from .. import runs
+from .files import Place, fingerprint, key_of, read
+from .settings import Base, Scale
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.real.base import load_tokenizer
-from experiments.real.files import Place, read
-from experiments.real.settings import Scale
-from experiments.real.splits import PARTS, split
-from experiments.runs import DEMONSTRATIONS, PREFERENCES
 from uft.data import Source, Template, load_feedback
 from uft.feedback import Example, Response
+
+from ..runs import DEMONSTRATIONS, PREFERENCES
+from .base import load_tokenizer
+from .files import Place, read
+from .settings import Scale
+from .splits import PARTS, split
 
 POLITE = "llms-from-scratch-polite"
 SOURCES = {

@@ -27,12 +27,13 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from uft_kernels import token_divergence
 
-from experiments.real.data import RealData, matches
-from experiments.real.politeness import Judge
-from experiments.real.settings import Scale
 from uft.collation import Collator
 from uft.feedback import Batch, Example
 from uft.models import response_logits, score
+
+from .data import RealData, matches
+from .politeness import Judge
+from .settings import Scale
 
 BATCH_TOKENS = 8192
 RETENTION = ("knowledge", "demonstrations", "skill")

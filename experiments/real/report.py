@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import figures
-from experiments.real import measures
-from experiments.report import (
+from uft.record import environment, write_json
+
+from .. import figures
+from ..report import (
     COMPUTE_HEADER,
     SHARED,
     Records,
@@ -23,7 +24,7 @@ from experiments.report import (
     terminal_table,
     write_page,
 )
-from uft.record import environment, write_json
+from . import measures
 
 MAIN = {
     "retention": "retention",

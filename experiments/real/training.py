@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
-from experiments import runs
-from experiments.jobs import code_fingerprint
-from experiments.real.base import base_folder, load_base, load_tokenizer
-from experiments.real.data import RealData, load
-from experiments.real.files import Place, fingerprint, key_of
-from experiments.real.measures import judge_accuracy, kept, majority, measure
-from experiments.real.settings import Scale
-from experiments.runs import DEMONSTRATIONS, PREFERENCES
 from uft.collation import Collator
 from uft.data.mixture import FeedbackDataset
 from uft.stages import Budget
+
+from .. import runs
+from ..jobs import code_fingerprint
+from ..runs import DEMONSTRATIONS, PREFERENCES
+from .base import base_folder, load_base, load_tokenizer
+from .data import RealData, load
+from .files import Place, fingerprint, key_of
+from .measures import judge_accuracy, kept, majority, measure
+from .settings import Scale
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import figures
-from experiments.reporting.tables import (
+from uft.comparison.statistics import effect_size, holm, interquartile_mean, interval, paired_difference, sign_flip
+
+from .. import figures
+from ..search import RETENTION
+from .tables import (
     ABILITIES,
     COLUMNS,
     COMPUTE_HEADER,
@@ -26,8 +29,6 @@ from experiments.reporting.tables import (
     named_contrasts,
     signed,
 )
-from experiments.search import RETENTION
-from experiments.statistics import effect_size, holm, interquartile_mean, interval, paired_difference, sign_flip
 
 MAIN = ("score", "retention", "alignment", "skill_covered", "skill_uncovered", "refusal!_covered",
         "refusal!_uncovered", "refusal.", "fact_recall")  # fmt: skip

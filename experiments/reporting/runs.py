@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.reporting.comparison import family_of
-from experiments.reporting.folders import Result
+from .comparison import family_of
+from .folders import Result
 
 KL = {
     "kl_base": "KL(π‖base), new task",

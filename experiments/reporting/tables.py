@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.search import retention, score
-from experiments.statistics import Interval, interval, paired_difference
+from uft.comparison.statistics import Interval, interval, paired_difference
+
+from ..search import retention, score
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> one record per seed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from experiments.speed.rivals import Run
+from .rivals import Run
 
 # relative, of each logged step; logps are sums over a response, margins are differences of nearly equal sums
 COMPARED = {"loss": 1.0, "grad_norm": 10.0, "logps/chosen": 1.0, "logps/rejected": 1.0}

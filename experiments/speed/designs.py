@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from experiments.runs import added_up
-from experiments.speed.rivals import LAYOUTS, OURS, Setting, arguments, lora
-from experiments.speed.shapes import make_model, make_plain_tokenizer
-from experiments.speed.workloads import as_example
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset
 from uft.stages import Stage, run_stages
+
+from ..runs import added_up
+from .rivals import LAYOUTS, OURS, Setting, arguments, lora
+from .shapes import make_model, make_plain_tokenizer
+from .workloads import as_example
 
 DEMONSTRATIONS, PAIRS = "demonstrations", "preferences"
 

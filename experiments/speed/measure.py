@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from experiments.speed import rivals
-from experiments.speed.agreement import check, check_mean
-from experiments.speed.apart import apart
-from experiments.speed.designs import DESIGNS, run_design
-from experiments.speed.rivals import OURS, OURS_PACKED, OURS_PADDED, TRL, TRL_COMPACT, Run, Setting
 from uft.record import environment
+
+from . import rivals
+from .agreement import check, check_mean
+from .apart import apart
+from .designs import DESIGNS, run_design
+from .rivals import OURS, OURS_PACKED, OURS_PADDED, TRL, TRL_COMPACT, Run, Setting
 
 STAGES = "stages"
 

@@ -11,10 +11,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.speed.measure import STAGES
-from experiments.speed.parts import PARTS
-from experiments.speed.rivals import OURS, OURS_PACKED, OURS_PADDED, TOLD, TRL, TRL_COMPACT
-from experiments.speed.workloads import CHOSEN
+from .measure import STAGES
+from .parts import PARTS
+from .rivals import OURS, OURS_PACKED, OURS_PADDED, TOLD, TRL, TRL_COMPACT
+from .workloads import CHOSEN
 
 COLOURS = {OURS: "#0072B2", OURS_PACKED: "#56B4E9", OURS_PADDED: "#A6CEE3", TRL: "#D55E00", TRL_COMPACT: "#E69F00"}
 OF_PARTS = ["#999999", "#CC79A7", "#0072B2", "#56B4E9", "#009E73", "#F0E442", "#444444"]

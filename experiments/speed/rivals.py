@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 
-from experiments.speed.parts import Parts, peak_of_tensors
-from experiments.speed.shapes import make_model, make_plain_tokenizer
-from experiments.speed.workloads import Workload
 from uft.config import UnifiedConfig
 from uft.record import peak_memory_bytes, reset_peak_memory
 from uft.trainer import UnifiedTrainer
+
+from .parts import Parts, peak_of_tensors
+from .shapes import make_model, make_plain_tokenizer
+from .workloads import Workload
 
 OURS, TRL = "ours", "TRL"
 OURS_PADDED, OURS_PACKED, TRL_COMPACT = "ours, padded", "ours, packed", "TRL, short head"

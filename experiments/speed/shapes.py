@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from experiments.real.base import BOS, EOS, PAD, make_tokenizer
+from ..real.base import BOS, EOS, PAD, make_tokenizer
 
 # of the smallest vocabulary; token ids stay below it, whatever a shape's own is
 VOCABULARY = 4096

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.real.base import make_tokenizer, sample
-from experiments.real.files import read
-from experiments.speed.shapes import VOCABULARY
 from uft.data.mixture import FeedbackDataset, MixtureSampler
 from uft.feedback import Example, Response
+
+from ..real.base import make_tokenizer, sample
+from ..real.files import read
+from .shapes import VOCABULARY
 
 LENGTHS = Path(__file__).with_name("lengths.json")
 KEPT = {"long": 800, "short": 1500, "demonstrations": 1500}  # rows of each whose lengths are kept

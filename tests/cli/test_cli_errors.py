@@ -170,6 +170,6 @@ def test_errors_show_where_they_came_from_if_asked(workplace, monkeypatch):
 
 def test_help_and_unknown_commands(capsys):
     assert main(["--help"]) == 0 and main(["train", "--help"]) == 0
-    assert "uft data check" in capsys.readouterr().out
+    assert "data check" in capsys.readouterr().out
     assert main([]) == 2 and main(["trian"]) == 2 and main(["data"]) == 2 and main(["data", "chekc"]) == 2
     assert "'trian'" in capsys.readouterr().err

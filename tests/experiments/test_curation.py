@@ -168,8 +168,8 @@ def test_committed_reports_are_what_their_summaries_say():
     assert all(line in report for line in label_noise.headline(found))
 
 
-PARSERS = {"check": check._parser, "noise": noise.command_line, "select": selection.command_line,
-           "queue": queue.command_line}  # fmt: skip
+PARSERS = {"check": check.parser, "noise": noise.parser, "select": selection.parser,
+           "queue": queue.parser}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/curation.md"])

@@ -112,15 +112,21 @@ def test_the_key_knows_what_is_imported_and_nothing_else(tmp_path, monkeypatch):
         return path
 
     monkeypatch.setattr("experiments.jobs.ROOT", tmp_path)
-    here = written("package/here.py", "import os\nfrom package import near\ndef f():\n    import package.lazily\n")
-    near = written("package/near.py", "from deep.inside import thing\n")
-    lazily, start = written("package/lazily.py", ""), written("package/__init__.py", "")
-    inside, kernel = written("deep/inside.py", "import uft_kernels\n"), written("kernels/uft_kernels/__init__.py", "")
-    written("package/never.py", "")
-    assert reached(here) == {here, near, lazily, start, inside, kernel}
+    imports = "import os, other\nfrom . import near\ndef f():\n    import experiments.lab.lazily\n"
+    here = written("experiments/lab/here.py", imports)
+    near = written("experiments/lab/near.py", "from ..deep.inside import thing\n")
+    lazily, start = written("experiments/lab/lazily.py", ""), written("experiments/lab/__init__.py", "")
+    inside, kernel = (
+        written("experiments/deep/inside.py", "import uft_kernels\n"),
+        written("kernels/uft_kernels/__init__.py", ""),
+    )
+    beside = written("experiments/__init__.py", "")
+    never = written("experiments/lab/never.py", "")
+    written("other/__init__.py", "")  # installed beside this project
+    assert reached(here) == {here, near, lazily, start, inside, kernel, beside}
     code_fingerprint.cache_clear()
     before = code_fingerprint(here)
-    for path, changes in ((tmp_path / "package/never.py", False), (inside, True)):
+    for path, changes in ((never, False), (inside, True)):
         path.write_text(path.read_text() + "y = 1\n")
         code_fingerprint.cache_clear()
         assert (code_fingerprint(here) != before) == changes

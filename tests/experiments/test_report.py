@@ -17,10 +17,10 @@ from experiments import figures, study_figures
 from experiments.report import add_arms, main, markdown_table, write_report
 from experiments.reporting.folders import ResultError, read_result
 from experiments.reporting.labels import name_points
-from experiments.reporting.page import html_page, write_page
-from experiments.statistics import holm, paired_difference, sign_flip
 from tests.experiments import planted
 from tests.experiments.overlaps import caught
+from uft.comparison.statistics import holm, paired_difference, sign_flip
+from uft.reporting.page import html_page, write_page
 
 MANY = len(planted.NAMED)  # the base and 22 arms
 

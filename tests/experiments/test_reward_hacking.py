@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.reward_hacking import ARMS, RESULTS, summary_of, write
-from experiments.statistics import interval
+from uft.comparison.statistics import interval
 
 
 def planted(arm, seed, gold, proxy, stopped=None):

@@ -87,7 +87,7 @@ def test_what_is_wrong_is_said_in_one_line(words, message, capsys):
 
 def test_without_a_command_usage_is_shown(capsys):
     assert main(["reward"]) == 2
-    assert "uft reward train" in capsys.readouterr().out
+    assert "usage: uft reward COMMAND" in capsys.readouterr().err
 
 
 def test_the_recipe_of_the_repository_trains(capsys):

@@ -23,7 +23,7 @@ from uft.data.sources import Source, open_table
 def main(words: Sequence[str]) -> int:
     """Validation of every row, then the report of quality.  The exit code is that of validation: 1 for a bad row, or
     for a source or an option that cannot be used, else 0; what the report finds is for a reader to judge."""
-    asked = vars(_parser().parse_args(list(words)))
+    asked = vars(parser().parse_args(list(words)))
     source_options = {name: asked[name] for name in ("kind", "split", "subset", "limit", "streaming", "special_tokens")}
     try:
         options = None if asked["quick"] else _quality_options(asked)
@@ -64,9 +64,11 @@ def _quality(sources: Sequence[Source], asked: Mapping[str, Any], options: Optio
         print(f"\n{write_report(findings, asked['report'])}, with report.json and figures beside it")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "uft data check", description="Validates data sets, one line per bad row, and reports on their quality."
+        "uft data check",
+        description="Validates data sets, one line per bad row, and reports on their quality.",
+        epilog="example: uft data check pairs.parquet scores.jsonl --eval held_out.jsonl --report runs/data",
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="FILE", help="file, folder of save_to_disk, or id on the hub")

@@ -13,6 +13,7 @@ output_dir: data/curated
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import re
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from uft.command_line import recipe_of, recipe_parser
 from uft.data.files import csv_value
 from uft.data.quality.card import write_card
 from uft.data.quality.corpus import Corpus, Evaluation
@@ -340,10 +342,19 @@ def summary(outcomes: Mapping[str, Outcome]) -> str:
     return table(("source", "rows read", "kept", "dropped", *(reason.replace("_", " ") for reason in reasons)), lines)
 
 
-def main(words: Sequence[str]) -> int:
-    from uft.cli import _recipe
+def parser() -> argparse.ArgumentParser:
+    return recipe_parser(
+        "uft data filter",
+        "Curated data sets by the rules of a recipe, with a card; every dropped row is counted by reason and listed.",
+        """
+  uft recipe data_filter > filter.yaml
+  uft data filter --config filter.yaml --output_dir data/curated""",
+        dry_run=False,
+    )
 
-    outcomes, folder = run(_recipe(words))
+
+def main(words: Sequence[str]) -> int:
+    outcomes, folder = run(recipe_of(words, dry_run=False).recipe)
     print(summary(outcomes))
     print(f"data, README.md and filter.json in {folder}")
     return 0

@@ -219,8 +219,12 @@ def cross_validated(
 FILES = ("rows.jsonl", "suspects.jsonl", "report.json", "report.md")
 
 
-def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("uft data noise", description="Which judgements of pairs are likely wrong.")
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "uft data noise",
+        description="Which judgements of pairs are likely wrong.",
+        epilog="example: uft data noise pairs.jsonl --model Qwen/Qwen3-0.6B-Base --output runs/noise --threshold bayes",
+    )
     parser.add_argument("path", metavar="FILE", help="pairs: prompt, chosen, rejected")
     parser.add_argument("--model", required=True, help="hub id or folder of a language model to start rewards from")
     parser.add_argument("--output", type=Path, required=True, help="folder for rows, suspects and report")
@@ -240,7 +244,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str]) -> int:
     """`uft data noise`: see the top of the file."""
-    given = command_line().parse_args(list(words))
+    given = parser().parse_args(list(words))
     threshold = _threshold(given.threshold)
     refuse_loss([given.output / name for name in FILES], given.overwrite, [given.path])
     source = Source("pairs", given.path, kind="pair", chat=given.chat)

@@ -226,8 +226,12 @@ def pairs_of(answers: Answers) -> tuple[list[dict[str, Any]], dict[str, int]]:
 # ---- uft data queue ----
 
 
-def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("uft data queue", description="Judgements of people, as pairs for training.")
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "uft data queue",
+        description="Judgements of people, as pairs for training.",
+        epilog="example: uft data queue import ann.jsonl bob.jsonl --queue queue.jsonl --output pairs.jsonl",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     taking = commands.add_parser("import", help="checks what came back and writes pairs")
     taking.add_argument("answers", nargs="+", metavar="FILE", help="filled queues, of one annotator or several")
@@ -240,7 +244,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str]) -> int:
     """`uft data queue import`: exit code 1 where anything that came back cannot be used."""
-    given = command_line().parse_args(list(words))
+    given = parser().parse_args(list(words))
     return run_import(given.answers, given.queue, given.output, given.drop, given.overwrite)
 
 

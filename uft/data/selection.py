@@ -234,8 +234,13 @@ def _all_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 JUDGED = ("margin", "disagreement", "change")  # what asks for rewards
 
 
-def command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("uft data select", description="Chooses pairs to be labelled next.")
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "uft data select",
+        description="Chooses pairs to be labelled next.",
+        epilog="example: uft data select pool.jsonl --rule coverage --count 200 --model Qwen/Qwen3-0.6B-Base "
+        "--output queue.jsonl",
+    )
     parser.add_argument("path", metavar="FILE", help="prompt, response_a, response_b; or chosen, rejected, unseen")
     parser.add_argument("--rule", choices=RULES, default="random")
     parser.add_argument("--count", type=int, required=True, help="pairs to be labelled")
@@ -256,7 +261,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str]) -> int:
     """`uft data select`: writes a queue for `uft.data.queue`."""
-    given = command_line().parse_args(list(words))
+    given = parser().parse_args(list(words))
     if given.output.suffix != ".jsonl":
         raise DataError(f"output is {str(given.output)!r}; want a file ending in .jsonl")
     refuse_loss([given.output], given.overwrite, [given.path, *([given.labelled] if given.labelled else [])])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from uft.command_line import recipe_of, recipe_parser
 from uft.data.mixture import FeedbackDataset, load_feedback
 from uft.data.sources import Source
 from uft.recipe import RecipeError, _known, _sources, parse_config
@@ -22,30 +23,26 @@ from uft.record import peak_memory_bytes, reset_peak_memory
 from uft.rlhf.reward import RewardConfig, RewardEnsemble, RewardModel, train_reward_model
 from uft.rlhf.reward_report import RewardReport, reward_report
 
-USAGE = """usage: uft reward train --config reward.yaml [--key value ...]
-       uft reward evaluate --model FOLDER [--model FOLDER ...] FILE... [--output_dir FOLDER]
-
-  train      Trains a reward model, or with `members: N` an ensemble, on pairs, labels and scores. It lies in
-             <output_dir>/reward_model, or member0, member1, ..., which plain transformers loads.
-  evaluate   Accuracy, calibration and what else the rewards follow (length, lists, ...), as a table; rewards.json,
-             rewards.md and rewards.png in output_dir. Several models are an ensemble.
-"""
 _OWN = ("model", "tokenizer", "train_dataset", "eval_dataset", "members", "calibrate", "dtype")
 _FIELDS = tuple(f.name for f in dataclasses.fields(RewardConfig) if f.init)
 _TYPES = {"model": str, "tokenizer": str, "dtype": str, "members": int, "calibrate": bool}
 
 
-def main(words: Sequence[str]) -> int:
-    if not words or words[0] not in ("train", "evaluate"):
-        print(USAGE)
-        return 2
-    return train(words[1:]) if words[0] == "train" else evaluate(words[1:])
+def train_parser(fields: bool = False) -> argparse.ArgumentParser:
+    return recipe_parser(
+        "uft reward train",
+        "Trains a reward model, or with `members: N` an ensemble, on pairs, labels and scores. It lies in "
+        "<output_dir>/reward_model, or member0, member1, ..., which plain transformers loads.",
+        """
+  uft recipe reward > reward.yaml
+  uft reward train --config reward.yaml --members 4""",
+        fields=RewardConfig if fields else None,
+        dry_run=False,
+    )
 
 
-def train(words: Sequence[str]) -> int:
-    from uft.cli import _recipe
-
-    for folder, report in trained(_recipe(words)):
+def train_main(words: Sequence[str]) -> int:
+    for folder, report in trained(recipe_of(words, dry_run=False).recipe):
         if report is not None:
             print(report)
         print(f"reward model in {folder}")
@@ -115,8 +112,13 @@ def _member(
     return folder, report
 
 
-def evaluate(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("uft reward evaluate", description="Measures reward models on held-out feedback.")
+def evaluate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "uft reward evaluate",
+        description="Measures reward models on held-out feedback: accuracy, calibration and what else the rewards "
+        "follow (length, lists, ...), as a table; rewards.json, rewards.md and rewards.png in output_dir.",
+        epilog="example: uft reward evaluate --model runs/reward/reward_model held_out.jsonl",
+    )
     parser.add_argument("data", nargs="+", metavar="FILE", help="pairs, labels or scores: a file or a hub id")
     parser.add_argument("--model", action="append", required=True, help="folder or hub id; several are an ensemble")
     parser.add_argument("--output_dir", help="where the report goes; by default the (first) model's folder")
@@ -124,7 +126,11 @@ def evaluate(words: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=64, help="responses of a pass")
     parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda, ...")
-    given = parser.parse_args(list(words))
+    return parser
+
+
+def evaluate_main(words: Sequence[str]) -> int:
+    given = evaluate_parser().parse_args(list(words))
     device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
     models = [RewardModel.load(name, dtype=given.dtype, device=device) for name in given.model]
     tokenizer = models[0].tokenizer

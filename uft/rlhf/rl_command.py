@@ -5,6 +5,7 @@ uft rl --config rl.yaml [--key value ...]
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import sys
@@ -16,6 +17,7 @@ import torch
 from transformers import AutoTokenizer
 
 from uft.checkpoint import last_checkpoint
+from uft.command_line import recipe_of, recipe_parser
 from uft.data.mixture import load_feedback
 from uft.data.rows import is_number
 from uft.recipe import RecipeError, _known, _sources, parse_config
@@ -26,23 +28,26 @@ from uft.rlhf.reward import RewardEnsemble, RewardModel
 from uft.rlhf.rollouts import Critic
 from uft.rlhf.sampling import Rewards
 
-USAGE = """usage: uft rl --config rl.yaml [--key value ...]
-
-  Trains a policy against a reward: PPO (advantage: gae), RLOO or GRPO. The model, run.json and guard.json lie in
-  output_dir. See experiments/recipes/rl.yaml.
-"""
 _OWN = ("model", "tokenizer", "prompts", "reward", "conservative", "guard", "resume")
 _FIELDS = tuple(f.name for f in dataclasses.fields(RLConfig) if f.init)
 _LIMITS = tuple(f.name for f in dataclasses.fields(Limits))
 
 
-def main(words: Sequence[str]) -> int:
-    from uft.cli import _recipe
+def parser(fields: bool = False) -> argparse.ArgumentParser:
+    return recipe_parser(
+        "uft rl",
+        "Trains a policy against a reward model or a function: PPO (advantage: gae), RLOO or GRPO. The model, run.json "
+        "and guard.json lie in output_dir.",
+        """
+  uft recipe rl > rl.yaml
+  uft rl --config rl.yaml --max_steps 200""",
+        fields=RLConfig if fields else None,
+        dry_run=False,
+    )
 
-    if not words:
-        print(USAGE)
-        return 2
-    trainer = trainer_of(recipe := _recipe(words))
+
+def main(words: Sequence[str]) -> int:
+    trainer = trainer_of(recipe := recipe_of(words, dry_run=False).recipe)
     newest = last_checkpoint(trainer.args.output_dir) if recipe.get("resume") else None
     trainer.train(resume_from_checkpoint=newest or trainer.args.resume_from_checkpoint)
     trainer.save_model()

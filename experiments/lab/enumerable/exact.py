@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.lab.enumerable.world import World
 from uft import losses
+
+from .world import World
 
 
 def expected(value: Tensor, logp: Tensor, on: Tensor | None = None) -> Tensor:

@@ -22,7 +22,9 @@ from scipy.optimize import brentq
 from torch import Tensor
 from torch.func import grad, vmap
 
-from experiments.lab.enumerable.exact import (
+from uft import losses
+
+from .exact import (
     expected,
     optimal_policy,
     pair_mass,
@@ -31,8 +33,7 @@ from experiments.lab.enumerable.exact import (
     sft_loss,
     win_rate,
 )
-from experiments.lab.enumerable.world import World
-from uft import losses
+from .world import World
 
 # of (1 - λ) f_SFT + λ f_preference; closer where the front bends most
 WEIGHTS = (

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, TrainerCallback
 
-from experiments import runs
-from experiments.jobs import code_fingerprint
-from experiments.lab.enumerable import exact
-from experiments.lab.enumerable.policy import fresh_model, policy_of, tokenizer_of
-from experiments.lab.enumerable.world import World
-from experiments.runs import DEMONSTRATIONS, DOCUMENTS, PREFERENCES
 from uft.data.mixture import FeedbackDataset
 from uft.stages import Budget
+
+from ... import runs
+from ...jobs import code_fingerprint
+from ...runs import DEMONSTRATIONS, DOCUMENTS, PREFERENCES
+from . import exact
+from .policy import fresh_model, policy_of, tokenizer_of
+from .world import World
 
 BASE_SEED, BASE_RATE = 0, 3e-3
 

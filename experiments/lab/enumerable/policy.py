@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from experiments.lab.enumerable.world import END, World
+from .world import END, World
 
 
 def tokenizer_of(world: World) -> PreTrainedTokenizerFast:

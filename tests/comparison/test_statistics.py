@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from experiments.figures import spread_labels
-from experiments.statistics import effect_size, holm, interquartile_mean, interval, paired_difference, sign_flip
+from uft.comparison.statistics import effect_size, holm, interquartile_mean, interval, paired_difference, sign_flip
 
 
 def test_t_interval_by_hand():

@@ -1,0 +1,1 @@
+"""What runs have written about themselves, as pages that open offline."""
