@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from uft.models import REFERENCE_MODES
+from uft.trl_names import takes_trl_names
 
 # fields of TrainingArguments that would be left unused
 MEANINGLESS = {
@@ -15,16 +17,21 @@ MEANINGLESS = {
     "include_num_input_tokens_seen": "num_tokens is logged, and run.json counts more",
     "bf16_full_eval": "evaluation runs in the precision of training",
     "fp16_full_eval": "evaluation runs in the precision of training",
+    "use_liger_kernel": "the head is fused already, and Liger would put another in its place",
 }
 LAYOUTS = ("auto", "packed", "padded")
 
 
+@takes_trl_names
 @dataclass
 class UnifiedConfig(TrainingArguments):
     """Arguments of `UnifiedTrainer`; every field of `transformers.TrainingArguments` is one too.
 
     Batch sizes count examples: a pair is one example with two responses.
+    The constructor also takes the names of TRL's SFTConfig, DPOConfig and KTOConfig (docs/from_trl.md).
     """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "from_trl"]  # noqa: RUF012
 
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
@@ -106,6 +113,21 @@ class UnifiedConfig(TrainingArguments):
             "data, and memory for a gradient per term."
         },
     )
+    samples: int = field(
+        default=0,
+        metadata={
+            "help": "How many held-out prompts are answered at each evaluation, always the same: samples.jsonl, and "
+            "TensorBoard. It changes no result."
+        },
+    )
+    samples_max_new_tokens: int = field(default=128, metadata={"help": "Longest of these answers, in tokens."})
+    loss_plane: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Draw loss_plane.png while training: likelihood losses against preference losses; default: where "
+            "the run reports to something (report_to)."
+        },
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave this off: see on_non_finite."})
     resume_despite: list[str] | None = field(
         default=None,
@@ -124,6 +146,13 @@ class UnifiedConfig(TrainingArguments):
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "What else from_pretrained is told, such as {revision: main}."}
+    )
+    from_trl: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "What TRL's names said of objective, tokenizer and data. A recipe says it in its own place."},
+    )
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all weights."})
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA scale numerator."})
@@ -179,6 +208,11 @@ class UnifiedConfig(TrainingArguments):
             raise ValueError(
                 f"train_sampling_strategy is {self.train_sampling_strategy!r}; want random: the mixture of sources "
                 "decides the order"
+            )
+        if self.samples < 0 or self.samples_max_new_tokens < 1:
+            raise ValueError(
+                f"samples is {self.samples} and samples_max_new_tokens {self.samples_max_new_tokens}; want at least 0 "
+                "and 1"
             )
         if self.max_length < 2:
             raise ValueError(f"max_length is {self.max_length}; want at least 2")

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -22,13 +23,65 @@ from uft.packing_probe import enable_packing
 
 logger = logging.get_logger(__name__)
 
+# of `model_init_kwargs`: what suits a reference that was named by itself as well
+OF_ANY_MODEL = ("dtype", "attn_implementation", "trust_remote_code")
+NOT_LOADED = {
+    "device_map": "the trainer moves the model",
+    "quantization_config": "base weights are not quantised here; dtype bfloat16 and LoRA need less memory, too",
+}
+
 
 def tokenizer_of(model: Any, args: UnifiedConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a model given by path or id, or of a loaded one that remembers its path."""
     path = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
     if not path:
         raise ValueError("processing_class is missing; want the model's tokenizer")
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
+    options = loading_options(args)
+    named = {"revision": options["revision"]} if isinstance(model, str) and "revision" in options else {}
+    return load_tokenizer(path, options["trust_remote_code"], **named)
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:
+    """Raises OSError that names what was looked for."""
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split()).partition(". ")[0]
+        raise OSError(f"tokenizer of {name}: found none in a folder or on the hub ({why})") from None
+
+
+def loading_options(args: UnifiedConfig) -> dict[str, Any]:
+    """What `load_policy` is told: dtype, attn_implementation, trust_remote_code, and all of `model_init_kwargs`, which
+    count more where they are given.  Raises ValueError for what the trainer decides."""
+    given = {name: value for name, value in (args.model_init_kwargs or {}).items() if value is not None}
+    for name, why in NOT_LOADED.items():
+        if name in given:
+            raise ValueError(f"model_init_kwargs.{name} is {given[name]!r}; want it left out: {why}")
+    if "torch_dtype" in given:
+        given.setdefault("dtype", given.pop("torch_dtype"))
+    own = {name: getattr(args, name) for name in ("dtype", "attn_implementation", "trust_remote_code")}
+    return own | given
+
+
+def load_for_use(
+    name: str, *, dtype: str = "auto", device: str = "auto", attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:  # fmt: skip
+    """A model to be asked or measured, on its device and in evaluation mode; an adapter on its base model.
+
+    device   auto (a GPU where there is one), cpu, cuda, cuda:1, ...
+
+    Raises ValueError for a device that is not there.
+    """
+    model = load_with_adapter(
+        name, trained=False, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+    )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {device!r}: {str(error).splitlines()[0]}") from None
 
 
 def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Module:
@@ -36,13 +89,7 @@ def prepared_policy(model: Any, args: UnifiedConfig, peft_config: Any) -> nn.Mod
 
     A folder that holds an adapter goes on with it.  Raises ValueError where nothing of the model would be trained.
     """
-    policy = load_with_adapter(
-        model,
-        trained=True,
-        dtype=args.dtype,
-        attn_implementation=args.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
-    )
+    policy = load_with_adapter(model, trained=True, **loading_options(args))
     peft_config = peft_config or args.peft_config()
     if peft_config is not None and isinstance(model, str) and is_peft(policy):
         raise ValueError(f"model: found an adapter in {model}, and another one is asked for; want one of them")
@@ -163,10 +210,8 @@ def reference_for(
             _fused(reference.model, args)
         return reference
     if reference is not None:
-        model = load_policy(
-            reference, dtype=args.dtype, attn_implementation=args.attn_implementation,
-            trust_remote_code=args.trust_remote_code,
-        )  # fmt: skip
+        options = loading_options(args)
+        model = load_policy(reference, **{name: options[name] for name in OF_ANY_MODEL})
         if {id(p) for p in model.parameters()} & {id(p) for p in policy.parameters()}:
             raise ValueError("reference is the model that is trained; want another one, or none for a copy of it")
         _check_vocabulary(policy, model, objective, tokenizer)

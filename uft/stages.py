@@ -24,10 +24,13 @@ from transformers import set_seed
 from uft.checkpoint import last_checkpoint
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler
+from uft.loading import loading_options
 from uft.models import FrozenReference, is_peft, load_policy, merged
 from uft.objective import Objective
 from uft.record import write_json
 from uft.trainer import UnifiedTrainer
+from uft.watching.places import places_of
+from uft.watching.samples import has_prompts
 
 REFERENCES = ("previous", "base")
 
@@ -142,37 +145,39 @@ def run_stages(
     """Runs the stages one after the other, each in its own folder below args.output_dir.
 
     eval_data   what each stage evaluates on, less what bears the name of a data set that the stage is not on
-    after     measures the model after each stage; its numbers go into the stage's record under "measures"
-    resume    go on from the newest whole checkpoint of the stage that was interrupted; finished stages are read back
+    after       measures the model after each stage; its numbers go into the stage's record under "measures"
+    resume      go on from the newest whole checkpoint of the stage that was interrupted; finished stages are read back
 
     Returns the model after the last stage and one record per stage; they are also written to `run.json`.
     """
     set_seed(args.seed)
-    policy = load_policy(
-        model, dtype=args.dtype, attn_implementation=args.attn_implementation, trust_remote_code=args.trust_remote_code
-    )
+    policy = load_policy(model, **loading_options(args))
     peft_config = peft_config or args.peft_config()
     base = None
     if any(stage.reference == "base" for stage in stages[1:]):
         base = FrozenReference(copy.deepcopy(policy))
-    records = []
+    places, records = places_of(policy, stages, data, args, part_of), []
     for position, stage in enumerate(stages):
         if position and stage.boundary == "merge":
             policy = merged(policy)
         evaluated = _evaluated(eval_data, data, stage.on)
         own = dict(stage.args) | ({"eval_strategy": "no"} if evaluated is None else {})
+        if eval_data is not None and not _answers(evaluated):
+            own["samples"] = 0
+        own["push_to_hub"] = False  # what is shared is the model after the last stage
         stage_args = dataclasses.replace(args, output_dir=str(Path(args.output_dir) / stage.name), **own)
         trainer = UnifiedTrainer(
             model=policy,
             objective=stage.objective,
             args=stage_args,
-            train_dataset=_part(data, stage.on),
+            train_dataset=part_of(data, stage.on),
             eval_dataset=evaluated,
             processing_class=tokenizer,
             reference=base if position and stage.reference == "base" else None,
             peft_config=None if is_peft(policy) else peft_config,
             **trainer_options,
         )
+        trainer.watched.place = places[position]
         stage.budget.apply(trainer)
         checkpoint = last_checkpoint(stage_args.output_dir) if resume else None
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -203,14 +208,20 @@ def _evaluated(eval_data: Any, data: Any, on: tuple[str, ...]) -> Any:
         return eval_data
     names, trained = _names(eval_data), _names(data)
     kept = tuple(name for name in names if name in on or name not in trained)
-    return _part(eval_data, kept) if kept else None
+    return part_of(eval_data, kept) if kept else None
+
+
+def _answers(evaluated: Any) -> bool:
+    """Whether the evaluation data of a stage hold prompts; of data that are not read yet, whether there are any."""
+    return has_prompts(evaluated) if isinstance(evaluated, FeedbackDataset) else evaluated is not None
 
 
 def _names(data: Mapping[str, Any] | FeedbackDataset) -> Sequence[str]:
     return data.sources if isinstance(data, FeedbackDataset) else list(data)
 
 
-def _part(data: Mapping[str, Any] | FeedbackDataset, names: tuple[str, ...]) -> Any:
+def part_of(data: Mapping[str, Any] | FeedbackDataset, names: tuple[str, ...]) -> Any:
+    """The data sets of these names; all where none is named.  Raises ValueError for one that is not there."""
     if not names:
         return data
     for name in names:
@@ -219,4 +230,4 @@ def _part(data: Mapping[str, Any] | FeedbackDataset, names: tuple[str, ...]) -> 
     if not isinstance(data, FeedbackDataset):
         return {name: data[name] for name in names}
     weights = dict(zip(data.sources, data.weights))
-    return FeedbackDataset({n: data.examples[n] for n in names}, {n: weights[n] for n in names})
+    return FeedbackDataset({n: data.examples[n] for n in names}, {n: weights[n] for n in names}, data.origins)

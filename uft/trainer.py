@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
@@ -33,6 +33,7 @@ from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
 from uft.faults import GuardedTrainer, StepGuard
 from uft.feedback import Batch
+from uft.from_trl import config_of, kinds_of, objective_of, with_trl_arguments
 from uft.loader import StepSampler, even_passes, make_loader, without_sync
 from uft.loading import (
     cutter_for,
@@ -45,7 +46,6 @@ from uft.loading import (
     usable,
 )
 from uft.metrics import RunState, added_counters, by_source
-from uft.model_card import TAGS, write_model_card
 from uft.models import FrozenReference, Reference, Scored, score
 from uft.objective import Objective
 from uft.presets import make_objective
@@ -53,9 +53,12 @@ from uft.record import reset_peak_memory, run_record, write_json
 from uft.reference_cache import ReferenceCache
 from uft.run_identity import run_identity
 from uft.sharding import placed, reduce_each_pass
+from uft.sharing import SharingTrainer
 from uft.statistics import step_statistics
 from uft.step import Step, StepPlanner
 from uft.terms import Sums
+from uft.trl_data import are_splits, data_with, is_one_data_set, tokenizer_with
+from uft.watching.attach import watch
 
 logger = logging.get_logger(__name__)
 
@@ -68,16 +71,19 @@ MEANINGLESS = {
 }
 
 
-class UnifiedTrainer(GuardedTrainer):
+class UnifiedTrainer(SharingTrainer, GuardedTrainer):
     """Trains one policy on any mixture of demonstrations, pairs, labels, scores and documents.
 
     model           hub id, path, config (fresh weights) or model
-    objective       a preset's name, a mapping of terms, or an `Objective`
+    objective       a preset's name, a mapping of terms, or an `Objective`; by default what TRL's names in args say
+                    (beta, loss_type, ...), or what suits the kinds of data: sft, dpo, kto, una, of several uft_nll
     train_dataset   {name: source} (source: path, hub id, list of rows, datasets.Dataset, `Source`, or a mapping with
                     `path` and options), a single such source, or a `FeedbackDataset`
-    eval_dataset    the same, or {split name: FeedbackDataset}
-    reference       a model or `Reference`; by default the policy as it is now, in the form args.reference says
+    eval_dataset    the same, or {split name: FeedbackDataset}, or {split name: rows} where train_dataset is rows
+    reference       a model or `Reference`; by default the policy as it is now, in the form args.reference says.  TRL's
+                    name for it, ref_model, is one too
     peft_config     a peft configuration; by default the one that args.lora_* describe when args.use_peft is set
+    formatting_func what makes a text of each row, of one data set
 
     Raises ValueError for data that no term of the objective uses, and `DataError` for bad rows.
     """
@@ -88,24 +94,32 @@ class UnifiedTrainer(GuardedTrainer):
     def __init__(
         self,
         model: Any = None,
-        objective: str | Mapping[str, Any] | Objective = "uft_nll",
-        args: UnifiedConfig | None = None,
+        objective: str | Mapping[str, Any] | Objective | None = None,
+        args: UnifiedConfig | TrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reference: nn.Module | Reference | None = None,
         peft_config: Any = None,
+        formatting_func: Any = None,
         **kwargs: Any,
     ):
-        args = args or UnifiedConfig(output_dir="runs/unified")
-        self.objective = make_objective(objective)
+        args = config_of(args)
+        objective, reference = with_trl_arguments(objective, reference, kwargs, args)
+        self.objective = None if objective is None else make_objective(objective)
+        self.objective_from = None  # what it follows from, where it was not given
         if model is None:
             raise ValueError("model is missing; want a hub id, a path, a config or a model")
         for name in MEANINGLESS:
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} has no meaning here: {MEANINGLESS[name]}")
-        processing_class = processing_class or tokenizer_of(model, args)
+        processing_class = tokenizer_with(processing_class or tokenizer_of(model, args), args.from_trl)
         self.reports: dict[str, Any] = {}
+        self.formatting_func, self._in_splits = formatting_func, is_one_data_set(train_dataset)
+        if self.objective is None:
+            train_dataset = self._read(train_dataset, processing_class, args, "train")
+            self.objective, self.objective_from = objective_of(kinds_of(train_dataset), args.from_trl)
+            logger.warning(f"objective is {self.objective.name!r}, from {self.objective_from}")
         train_dataset = self._usable(train_dataset, processing_class, args, "train")
         self.idle_terms = idle_terms(self.objective, train_dataset) if train_dataset is not None else []
         eval_dataset = self._usable(eval_dataset, processing_class, args, "eval")
@@ -138,21 +152,29 @@ class UnifiedTrainer(GuardedTrainer):
         self.reference_cache = ReferenceCache(self, wanted=cached)
         self.planner = StepPlanner(self)
         self.add_callback(self.planner)
+        self.watched = watch(self, samples=args.samples > 0)
         self._clock = time.perf_counter()
 
     # ---- data ----
 
     def _usable(self, data: Any, tokenizer: Any, args: UnifiedConfig, split: str) -> Any:
         """What is read of `data` (None, a source, a data set, or several by name) and checked against the objective."""
-        if isinstance(data, Mapping) and all(isinstance(each, FeedbackDataset) for each in data.values()):
-            return {name: self._usable(each, tokenizer, args, split) for name, each in data.items()}
         if data is None:
             return None
-        if not isinstance(data, FeedbackDataset):
-            data, self.reports[split] = load_feedback(
-                data, tokenizer, max_length=args.max_length, on_bad_row=args.on_bad_row, cache=args.data_cache
-            )
+        splits = split == "eval" and self._in_splits and are_splits(data)
+        if splits or (isinstance(data, Mapping) and all(isinstance(each, FeedbackDataset) for each in data.values())):
+            return {name: self._usable(each, tokenizer, args, f"{split} {name}") for name, each in data.items()}
+        data = self._read(data, tokenizer, args, split)
         return usable(data, self.objective, args.max_length, tokenizer.bos_token_id)
+
+    def _read(self, data: Any, tokenizer: Any, args: UnifiedConfig, split: str) -> FeedbackDataset | None:
+        if data is None or isinstance(data, FeedbackDataset):
+            return data
+        data, self.reports[split] = load_feedback(
+            data_with(data, self.formatting_func, args.from_trl), tokenizer, max_length=args.max_length,
+            on_bad_row=args.on_bad_row, cache=args.data_cache,
+        )  # fmt: skip
+        return data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixtureSampler:
         data = train_dataset or self.train_dataset
@@ -226,14 +248,6 @@ class UnifiedTrainer(GuardedTrainer):
         record = self.record()  # on every rank, for it adds up their counters
         if self.args.should_save:
             write_json(Path(self.args.output_dir) / RECORD, record)
-
-    def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None, **kwargs) -> None:
-        """README.md of the output folder: objective, data and compute of this run."""
-        if self.is_world_process_zero():
-            more = [tags] if isinstance(tags, str) else tags or []
-            # pushing calls this on one rank alone, which cannot ask the others
-            record = self.record(self._totals if self.args.world_size > 1 else None)
-            write_model_card(self.args.output_dir, record, model_name, [*TAGS, *more])
 
     # ---- the step ----
 

@@ -125,3 +125,14 @@ def test_the_recipe_parses():
     assert recipe.config.divergence["prior"].along == ("policy", "reference")
     assert recipe.config.refusals["harmful"].should_refuse and recipe.folder == Path("runs/first")
     assert recipe.config.verifiable["arithmetic"].source.chat
+
+
+def test_a_dry_run_reads_all_data_and_measures_nothing(workplace, capsys):
+    assert uft_eval("--output_dir", "dry", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert uft_eval("--output_dir", "wet") == 0
+    for section, columns in result("wet")["samples"].items():
+        assert section == "divergence" or f"{section}: {len(columns['id']):,} rows" in out
+    assert "divergence: prompts of" in out and not Path("dry").exists()
+    assert uft_eval("--dry-run", "--pairs.pairs", "lost.jsonl") == 1
+    assert "lost.jsonl" in capsys.readouterr().err

@@ -95,3 +95,11 @@ def test_the_recipe_of_the_repository_trains(capsys):
     words = [f"--{key}={RECIPE[key]}" for key in ("model", "max_steps", "use_cpu", "report_to", "max_length")]
     assert main(["reward", "train", "--config", str(recipe), *words, "--output_dir=recipe"]) == 0
     assert RewardModel.load("recipe/reward_model").training_record["config"]["warmup_steps"] == 0.03
+
+
+def test_a_dry_run_trains_nothing(capsys):
+    words = ["reward", "train", "--config", "reward.yaml", "--output_dir", "dry", "--members", "2", "--dry-run"]
+    assert main(words) == 0
+    assert "2 reward models from lm, 2 steps of 9 rows; in dry" in capsys.readouterr().out
+    assert not Path("dry").exists()
+    assert main([*words, "--members", "0"]) == 1

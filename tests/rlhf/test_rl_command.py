@@ -91,3 +91,11 @@ def test_refuses_in_one_sentence(changes, message, capsys):
 def test_the_recipe_that_is_shown_names_what_there_is():
     recipe = read_yaml(str(Path(__file__).parents[2] / "experiments" / "recipes" / "rl.yaml"))
     assert set(recipe) <= {*_OWN, *_FIELDS}
+
+
+def test_a_dry_run_trains_nothing(capsys):
+    assert rl("--dry-run", output_dir="dry", samples=3) == 0
+    out = capsys.readouterr().out
+    assert "gae: 2 steps over 5 prompts; a rollout asks 4 of them for 3 responses of at most 4 tokens" in out
+    assert not Path("dry").exists()
+    assert rl("--dry-run", reward="nowhere.py") == 1

@@ -23,9 +23,13 @@ def parser(fields: bool = False) -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str]) -> int:
-    from uft.evaluation.command import run
+    from uft.evaluation.command import looked_over, run
 
-    report, path = run(recipe_of(words, dry_run=False).recipe)
+    given = recipe_of(words)
+    if given.dry_run:
+        print(looked_over(given.recipe))
+        return 0
+    report, path = run(given.recipe)
     print(report)
     print(f"{path.name} and {path.with_suffix('.md').name} in {path.parent}")
     return 0

@@ -32,19 +32,18 @@ def parser(fields: bool = False) -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str]) -> int:
-    from transformers import AutoTokenizer
-
+    from uft.loading import load_tokenizer
     from uft.recipe import parse
 
     given = recipe_of(words)
     recipe = given.recipe
     online = recipe.pop("online", None)
     plan = parse(recipe)
-    tokenizer = AutoTokenizer.from_pretrained(plan.tokenizer, trust_remote_code=plan.args.trust_remote_code)
+    tokenizer = load_tokenizer(plan.tokenizer, plan.args.trust_remote_code)
     if given.dry_run:
         from uft.cli.dry_run import describe
 
-        print(describe(plan, tokenizer))
+        print(describe(plan, tokenizer, online))
         return 0
     if online is not None:
         from uft.rlhf.online_recipe import online_trainer
@@ -90,8 +89,10 @@ def _train(trainer: UnifiedTrainer, plan: Recipe) -> None:
 def _train_stages(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     from uft.data.mixture import load_feedback
     from uft.model_card import write_model_card
+    from uft.sharing import Shared
     from uft.stages import run_stages, save_after_stages
 
+    shared = Shared.of(plan.args)  # first: whoever may not push learns it before the training
     data = []
     for sources in (plan.train_dataset, plan.eval_dataset):
         if sources is None:
@@ -108,4 +109,6 @@ def _train_stages(plan: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     if plan.args.process_index == 0:
         save_after_stages(model, plan.stages, plan.args.output_dir)
         tokenizer.save_pretrained(plan.args.output_dir)
-        write_model_card(plan.args.output_dir, records)
+        write_model_card(plan.args.output_dir, records, shared and shared.name)
+        if shared is not None:
+            shared.push()

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 from uft.evaluation.config import FIELDS, EvaluationConfig
-from uft.evaluation.report import Report
+from uft.evaluation.data import read_data
+from uft.evaluation.report import Report, must_be_the_same
 from uft.evaluation.suite import evaluate
-from uft.models import AdapterReference, is_peft, load_with_adapter
+from uft.loading import load_for_use, load_tokenizer
+from uft.model_card import update_measures
+from uft.models import AdapterReference, is_peft
 from uft.recipe import RecipeError, _known
 
 _OWN = (
@@ -27,6 +29,7 @@ _OWN = (
 class EvaluationRecipe:
     """What `uft eval` runs.
 
+    config       what is measured, on which data
     model        hub id or path of a model, or of an adapter, which is put onto its base model
     tokenizer    by default the model's
     reference    hub id or path; "adapter": the same model without its adapter; by default that where there is one
@@ -35,6 +38,7 @@ class EvaluationRecipe:
     before       evaluation.json of an earlier evaluation of the same data, or its folder
     output_dir   where evaluation.json and evaluation.md go; by default the model's folder, or runs/<name> for a hub id
     dtype        of the weights; auto is the checkpoint's
+    attn_implementation, trust_remote_code   as in `UnifiedConfig`
     device       auto (a GPU where there is one), cpu, cuda, cuda:1, ...
     """
 
@@ -83,9 +87,7 @@ def run(values: Mapping[str, Any]) -> tuple[Report, Path]:
         from uft.evaluation.judge import load_judge
 
         judge = load_judge(recipe.judge)
-    tokenizer = AutoTokenizer.from_pretrained(
-        recipe.tokenizer or recipe.model, trust_remote_code=recipe.trust_remote_code
-    )
+    tokenizer = load_tokenizer(recipe.tokenizer or recipe.model, recipe.trust_remote_code)
     model = loaded(recipe.model, recipe)
     if recipe.reference == "adapter":
         if not is_peft(model):
@@ -98,7 +100,25 @@ def run(values: Mapping[str, Any]) -> tuple[Report, Path]:
     report.info["model"] = recipe.model
     if isinstance(reference, nn.Module):
         report.info["reference"] = recipe.reference
-    return report, report.write(recipe.folder)
+    written = report.write(recipe.folder)
+    update_measures(recipe.folder)  # of the model card, where the folder is a trained model's
+    return report, written
+
+
+def looked_over(values: Mapping[str, Any]) -> str:
+    """What `run` would measure, with all data read and no weights loaded.  Raises as `run` does."""
+    recipe = EvaluationRecipe.of(values)
+    before = None if recipe.before is None else Report.of(recipe.before)
+    tokenizer = load_tokenizer(recipe.tokenizer or recipe.model, recipe.trust_remote_code)
+    ids = read_data(recipe.config, tokenizer).ids()
+    if before is not None:
+        must_be_the_same(ids, before, whole=False)
+    lines = [f"{name}: {len(found):,} rows" for name, found in ids.items()]
+    lines += [f"divergence: prompts of {', '.join(recipe.config.divergence)}"] if recipe.config.divergence else []
+    compared = "" if before is None else f", compared with {before.info.get('model', recipe.before)}"
+    return "\n".join(
+        [f"{recipe.model}{compared}; report in {recipe.folder}", *lines, "Nothing was measured or written: --dry-run."]
+    )
 
 
 def _rewards(recipe: EvaluationRecipe, tokenizer: Any, model: nn.Module) -> Any:
@@ -111,15 +131,7 @@ def _rewards(recipe: EvaluationRecipe, tokenizer: Any, model: nn.Module) -> Any:
 
 
 def loaded(name: str, recipe: EvaluationRecipe) -> nn.Module:
-    """A model on its device; an adapter on its base model."""
-    model = load_with_adapter(
-        name, trained=False, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
+    return load_for_use(
+        name, dtype=recipe.dtype, device=recipe.device, attn_implementation=recipe.attn_implementation,
         trust_remote_code=recipe.trust_remote_code,
     )  # fmt: skip
-    device = recipe.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {recipe.device!r}: {str(error).splitlines()[0]}") from None

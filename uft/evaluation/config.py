@@ -44,8 +44,13 @@ _SOURCE = tuple(f.name for f in dataclasses.fields(Source) if f.name != "name")
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How models write where they are asked to; temperature 0 is greedy.  Divergences along samples use temperature 1,
-    whatever is said here."""
+    """How models write where they are asked to.
+
+    max_new_tokens   of an answer; one that is cut there has no end
+    temperature      0 is greedy; divergences along samples use 1, whatever is said here
+    seed             of what is drawn
+    batch_size       answers written at once
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -65,6 +70,7 @@ class GenerationSettings:
 class PromptSet:
     """Prompts of one source.
 
+    source         where they come from
     verify         of verifiable: the kind of check, for rows without a column `kind`
     options        of verifiable: between how many answers each row chooses, for rows without a column `options`; None
                    for free answers, which nobody guesses
@@ -99,6 +105,7 @@ class PromptSet:
 class PairSet:
     """Pairs of a harmless and a harmful answer (prompt, chosen, rejected).
 
+    source  where they come from
     group   the column that says which group a pair belongs to; None: all are of a group with the name of the set
     """
 
@@ -121,10 +128,11 @@ class EvaluationConfig:
     demonstrations, pairs   sources by name, or a `FeedbackDataset`
     verifiable, refusals, prompts, divergence   sets of prompts by name
     harmlessness    sets of pairs by name
+    generation      how models write, see `GenerationSettings`
     beta            of the implicit reward; changes margins, not accuracies
     max_length      longest prompt + response of given responses, and longest prompt, in tokens
     token_budget    tokens of a scoring pass, padding included
-    fused_head, layout   as in `UnifiedConfig`
+    fused_head, layout, on_bad_row   as in `UnifiedConfig`
     """
 
     demonstrations: Any = None

@@ -10,14 +10,14 @@ import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoTokenizer
 
 from uft.command_line import recipe_of, recipe_parser
 from uft.data.mixture import FeedbackDataset, load_feedback
 from uft.data.sources import Source
+from uft.loading import load_tokenizer
 from uft.recipe import RecipeError, _known, _sources, parse_config
 from uft.record import peak_memory_bytes, reset_peak_memory
 from uft.rlhf.reward import RewardConfig, RewardEnsemble, RewardModel, train_reward_model
@@ -37,16 +37,38 @@ def train_parser(fields: bool = False) -> argparse.ArgumentParser:
   uft recipe reward > reward.yaml
   uft reward train --config reward.yaml --members 4""",
         fields=RewardConfig if fields else None,
-        dry_run=False,
     )
 
 
 def train_main(words: Sequence[str]) -> int:
-    for folder, report in trained(recipe_of(words, dry_run=False).recipe):
+    given = recipe_of(words)
+    if given.dry_run:
+        print(f"{planned(given.recipe)}\nNothing was trained or written: --dry-run.")
+        return 0
+    for folder, report in trained(given.recipe):
         if report is not None:
             print(report)
         print(f"reward model in {folder}")
     return 0
+
+
+class Plan(NamedTuple):
+    """What a recipe says, with its data read."""
+
+    own: Mapping[str, Any]
+    args: RewardConfig
+    members: int
+    dtype: str
+    tokenizer: Any
+    data: FeedbackDataset
+    eval_data: FeedbackDataset | None
+
+    def __str__(self) -> str:
+        steps = (
+            f"{self.args.max_steps:,} steps" if self.args.max_steps > 0 else f"{self.args.num_train_epochs:g} epochs"
+        )
+        models = "a reward model" if self.members == 1 else f"{self.members} reward models"
+        return f"{models} from {self.own['model']}, {steps} of {len(self.data):,} rows; in {self.args.output_dir}"
 
 
 def trained(recipe: Mapping[str, Any]) -> list[tuple[Path, RewardReport | None]]:
@@ -55,6 +77,12 @@ def trained(recipe: Mapping[str, Any]) -> list[tuple[Path, RewardReport | None]]
     Members differ in the seed, and so in head and order of the data.  Raises RecipeError for a recipe that cannot be
     used.
     """
+    plan = planned(recipe)
+    return [_member(plan, i if plan.members > 1 else None) for i in range(plan.members)]
+
+
+def planned(recipe: Mapping[str, Any]) -> Plan:
+    """Checks the recipe and reads its data.  Raises RecipeError and DataError."""
     for key in recipe:
         _known(key, (*_OWN, *_FIELDS), "")
     own = {key: recipe[key] for key in _OWN if recipe.get(key) is not None}
@@ -73,23 +101,18 @@ def trained(recipe: Mapping[str, Any]) -> list[tuple[Path, RewardReport | None]]
         raise RecipeError("resume_from_checkpoint is of one run; found several members")
     values = {"output_dir": "runs/reward"} | {key: value for key, value in recipe.items() if key in _FIELDS}
     args = parse_config(values, of=RewardConfig)
-    tokenizer = AutoTokenizer.from_pretrained(own.get("tokenizer", own["model"]))
+    tokenizer = load_tokenizer(own.get("tokenizer", own["model"]))
     data = [
         load_feedback(_sources(own[key], key), tokenizer, args.max_length) if own.get(key) else None
         for key in ("train_dataset", "eval_dataset")
     ]
     for _, report in filter(None, data):
         print(report)
-    train_data, eval_data = (None if each is None else each[0] for each in data)
-    return [
-        _member(own, args, i if members > 1 else None, tokenizer, train_data, eval_data, dtype) for i in range(members)
-    ]
+    return Plan(own, args, members, dtype, tokenizer, *(None if each is None else each[0] for each in data))
 
 
-def _member(
-    own: Mapping[str, Any], args: RewardConfig, number: int | None, tokenizer: Any, data: FeedbackDataset,
-    eval_data: FeedbackDataset | None, dtype: str,
-) -> tuple[Path, RewardReport | None]:  # fmt: skip
+def _member(plan: Plan, number: int | None) -> tuple[Path, RewardReport | None]:
+    own, args, _, dtype, tokenizer, data, eval_data = plan
     folder = Path(args.output_dir) / ("reward_model" if number is None else f"member{number}")
     if number is not None:
         seed = args.seed + number

@@ -9,7 +9,7 @@ from uft.config import UnifiedConfig
 
 # of UnifiedConfig: what reinforcement learning does not ask for
 UNUSED = {"reference": "auto", "layout": "auto", "padding_side": "right", "prefix_sharing": True, "token_budget": None,
-          "data_seed": None, "gradient_conflict": 0}  # fmt: skip
+          "data_seed": None, "gradient_conflict": 0, "samples_max_new_tokens": 128, "loss_plane": None}  # fmt: skip
 ADVANTAGES = ("gae", "rloo", "grpo")
 KL_IN = ("reward", "loss", "none")
 KL_LOSSES = ("exact", "k3")

@@ -30,11 +30,7 @@ def online_trainer(plan: Recipe, options: Any, tokenizer: Any) -> OnlineTrainer:
     """Raises RecipeError for options that cannot be used."""
     if plan.stages:
         raise RecipeError("online: found beside stages; want it beside 'objective'")
-    if not isinstance(options, Mapping) or not isinstance(options.get("rewards"), str):
-        raise RecipeError(f"online is {options!r}; want a mapping with rewards, such as {{rewards: number}}")
-    for key in options:
-        _known(key, _FIELDS, "online: ")
-    args, own = plan.args, dict(options)
+    args, own = plan.args, dict(checked(options))
     data, report = load_feedback(
         plan.train_dataset, tokenizer, args.max_length, on_bad_row=args.on_bad_row, cache=args.data_cache
     )
@@ -49,6 +45,15 @@ def online_trainer(plan: Recipe, options: Any, tokenizer: Any) -> OnlineTrainer:
     )  # fmt: skip
     trainer.reports = {"train": report} | trainer.reports
     return trainer
+
+
+def checked(options: Any) -> Mapping[str, Any]:
+    """The options, whose keys are known.  Raises RecipeError."""
+    if not isinstance(options, Mapping) or not isinstance(options.get("rewards"), str):
+        raise RecipeError(f"online is {options!r}; want a mapping with rewards, such as {{rewards: number}}")
+    for key in options:
+        _known(key, _FIELDS, "online: ")
+    return options
 
 
 def _rewards(name: str, tokenizer: Any, data: FeedbackDataset, device: Any) -> Rewards:

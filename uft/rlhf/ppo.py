@@ -43,6 +43,7 @@ from uft.rlhf.config import RLConfig
 from uft.rlhf.rollouts import Critic, Rollout, correlation, distinct, part_of, reference_logp, sampled_logp
 from uft.rlhf.sampling import Rewards, ended, sample, with_targets
 from uft.rlhf.targets import asked, reward_costs
+from uft.watching.attach import watch
 
 
 class RLTrainer(ActorCriticTrainer):
@@ -99,6 +100,7 @@ class RLTrainer(ActorCriticTrainer):
             self.costs["critic"] = Cost.of(critic.model)
         self.reward_costs = reward_costs(rewards)
         self._eos = ends_of(policy, tokenizer)
+        self.watched = watch(self)
 
     # ---- a step ----
 

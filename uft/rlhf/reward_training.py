@@ -33,6 +33,7 @@ from uft.record import environment
 from uft.rlhf.reward_config import REGRESSION, RewardConfig
 from uft.rlhf.reward_model import RewardModel, scores
 from uft.run_identity import check_identity
+from uft.watching.attach import watch
 
 KINDS = ("pair", "label", "score")
 # fields that decide what a run becomes, so that a checkpoint of another one is refused
@@ -149,6 +150,7 @@ class RewardTrainer(WholeCheckpoints):
             "data": data.fingerprint[:16],
             "optimiser_state": not args.save_only_model,
         }
+        self.watched = watch(self)
         self._clock = time.perf_counter()
 
     # ---- data ----

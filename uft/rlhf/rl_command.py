@@ -42,12 +42,18 @@ def parser(fields: bool = False) -> argparse.ArgumentParser:
   uft recipe rl > rl.yaml
   uft rl --config rl.yaml --max_steps 200""",
         fields=RLConfig if fields else None,
-        dry_run=False,
     )
 
 
 def main(words: Sequence[str]) -> int:
-    trainer = trainer_of(recipe := recipe_of(words, dry_run=False).recipe)
+    recipe, dry_run = recipe_of(words)
+    there = Path(recipe.get("output_dir", "runs/rl")).exists()
+    trainer = trainer_of(recipe)
+    if dry_run:
+        if not there and Path(trainer.args.output_dir).is_dir():
+            Path(trainer.args.output_dir).rmdir()  # which transformers' trainer makes
+        print(f"{planned(trainer)}\nNothing was trained or written: --dry-run.")
+        return 0
     newest = last_checkpoint(trainer.args.output_dir) if recipe.get("resume") else None
     trainer.train(resume_from_checkpoint=newest or trainer.args.resume_from_checkpoint)
     trainer.save_model()
@@ -56,6 +62,16 @@ def main(words: Sequence[str]) -> int:
             print(f"stopped by its guard: {guard.stopped}")
     print(f"model, run.json in {trainer.args.output_dir}")
     return 0
+
+
+def planned(trainer: RLTrainer) -> str:
+    """What training would do.  Policy, rewards and prompts are there already, so that they fit together."""
+    args, prompts = trainer.args, trainer.train_dataset
+    return (
+        f"{args.advantage}: {args.max_steps:,} steps over {len(prompts.prompts):,} prompts; a rollout asks "
+        f"{prompts.size} of them for {args.samples} responses of at most {args.max_new_tokens} tokens each, and trains "
+        f"{args.updates} step(s); in {args.output_dir}"
+    )
 
 
 def trainer_of(recipe: Mapping[str, Any]) -> RLTrainer:
