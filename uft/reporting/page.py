@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import markdown
 from markdown.extensions import Extension
+from markdown.inlinepatterns import SubstituteTagInlineProcessor
 from markdown.treeprocessors import Treeprocessor
 
+WORDS, PROSE = 28, 60  # characters, from which on a cell wraps, and from which on its table is text and no numbers
 TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 STYLE = """
@@ -38,6 +41,11 @@ th { background: var(--soft); vertical-align: bottom; white-space: normal }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--back); white-space: normal;
                                  min-width: 10rem; max-width: 22rem }
 th:first-child { background: var(--soft); text-align: left }
+td.words { white-space: normal; min-width: 11rem }
+table.prose td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; text-align: left;
+                 max-width: 48rem; min-width: 7rem }
+details.part { margin: 1.2rem 0; border-bottom: 1px solid var(--line) } details.part > summary { cursor: pointer }
+details.part > summary > :is(h2, h3) { display: inline; border: 0; margin: 0 }
 figure { margin: 1.4rem 0; overflow-x: auto }
 figure img { display: block; max-width: 100%; height: auto; background: #ffffff; border-radius: 4px }
 figcaption { font-size: 0.88rem; opacity: 0.85; max-width: 48rem }
@@ -51,6 +59,7 @@ figcaption { font-size: 0.88rem; opacity: 0.85; max-width: 48rem }
   .table, figure { overflow: visible } table { font-size: 6.5pt }
   td, th { padding: 0.15rem 0.25rem; white-space: normal }
   th:first-child, td:first-child { position: static; min-width: 5rem }
+  details.part::details-content { content-visibility: visible; height: auto; display: block }
   figure, tr { break-inside: avoid } h2, h3, h4 { break-after: avoid } figure img { max-height: 23cm; width: auto }
 }
 """
@@ -70,6 +79,12 @@ class _Pictures(Treeprocessor):
             if child.tag == "table":
                 root[position] = wrapper = ElementTree.Element("div", {"class": "table", "tabindex": "0"})
                 wrapper.append(child)
+                for cell in child.iterfind("tbody/tr/td"):
+                    length = len("".join(cell.itertext()))
+                    if length > WORDS:
+                        cell.set("class", "words")
+                    if length > PROSE and cell.get("style") == "text-align: left;":
+                        child.set("class", "prose")
             elif child.tag == "p" and len(child) == 1 and child[0].tag == "img" and not (child.text or "").strip():
                 root[position] = figure = ElementTree.Element("figure")
                 figure.append(child[0])
@@ -77,15 +92,41 @@ class _Pictures(Treeprocessor):
                 ElementTree.SubElement(figure, "figcaption").text = child[0].get("alt")
 
 
+class _Folds(Treeprocessor):
+    """Puts the sections of some headings into folds, which are open on paper."""
+
+    def __init__(self, md: markdown.Markdown, titles: Collection[str]) -> None:
+        super().__init__(md)
+        self.titles = titles
+
+    def run(self, root: ElementTree.Element) -> None:
+        inside: ElementTree.Element | None = None
+        level = ""
+        for child in list(root):
+            heading = child.tag in ("h1", "h2", "h3")
+            if heading and inside is not None and child.tag <= level:
+                inside = None
+            if heading and inside is None and "".join(child.itertext()) in self.titles:
+                inside, level = ElementTree.Element("details", {"class": "part"}), child.tag
+                root[list(root).index(child)] = inside
+                ElementTree.SubElement(inside, "summary").append(child)
+            elif inside is not None:
+                root.remove(child)
+                inside.append(child)
+
+
 class _Embed(Extension):
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, folded: Collection[str]) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self.folded = folder, folded
 
     def extendMarkdown(self, md: markdown.Markdown) -> None:
         md.preprocessors.deregister("html_block")  # a tag in the text is text: <eos>, say
         md.inlinePatterns.deregister("html")
+        # but for the one that Markdown has no other way to say inside a table
+        md.inlinePatterns.register(SubstituteTagInlineProcessor("<br>", "br"), "break", 95)
         md.treeprocessors.register(_Pictures(md, self.folder), "pictures", 0)
+        md.treeprocessors.register(_Folds(md, self.folded), "folds", -1)
 
 
 def embedded(path: Path) -> str:
@@ -97,10 +138,13 @@ def embedded(path: Path) -> str:
     return f"data:{TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def html_page(text: str, folder: Path) -> str:
-    """The page of a Markdown text whose images are paths relative to `folder`."""
+def html_page(text: str, folder: Path, folded: Collection[str] = ()) -> str:
+    """The page of a Markdown text whose images are paths relative to `folder`.
+
+    folded   titles of sections that are closed on a screen until somebody opens them
+    """
     converter = markdown.Markdown(
-        extensions=["tables", "fenced_code", "sane_lists", "toc", _Embed(folder)],
+        extensions=["tables", "fenced_code", "sane_lists", "toc", _Embed(folder, folded)],
         extension_configs={"toc": {"toc_depth": "2-3"}},
     )
     body = converter.convert(text)
@@ -112,7 +156,7 @@ def html_page(text: str, folder: Path) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{html.escape(html.unescape(title))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -123,8 +167,8 @@ def keep(output: Path, results: Path) -> None:
         shutil.copy(path, results / path.name)
 
 
-def write_page(folder: Path, text: str, name: str = "report") -> None:
+def write_page(folder: Path, text: str, name: str = "report", folded: Collection[str] = ()) -> None:
     """Writes a Markdown text and its self-contained page side by side; its figures lie in the same folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(text.rstrip("\n") + "\n")
-    (folder / f"{name}.html").write_text(html_page(text, folder))
+    (folder / f"{name}.md").write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    (folder / f"{name}.html").write_text(html_page(text, folder, folded), encoding="utf-8")
