@@ -34,14 +34,18 @@ def load_policy(
     dtype: str | torch.dtype = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    **more: Any,
 ) -> PreTrainedModel:
     """The policy, from a hub id, a path, a config (fresh weights) or a model that is already there.
 
-    Only safetensors files are read.  Remote code runs only where `trust_remote_code` asks for it.
+    Only safetensors files are read.  Remote code runs only where `trust_remote_code` asks for it.  `more` goes to
+    `from_pretrained`, such as `revision`; raises ValueError where nothing is loaded by it.
     """
+    if more and not isinstance(model, str):
+        raise ValueError(f"model: {', '.join(more)} is for loading, and a {type(model).__name__} is given; want a path")
     if isinstance(model, nn.Module):
         return model
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **more}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     with _whole():
@@ -56,6 +60,8 @@ def load_with_adapter(model: Any, *, trained: bool, **options: Any) -> nn.Module
         return load_policy(model, **options)
     from peft import PeftConfig, PeftModel
 
+    if more := [name for name in options if name not in ("dtype", "attn_implementation", "trust_remote_code")]:
+        raise ValueError(f"model: {model} is an adapter, and {', '.join(more)} would be its base's; want it loaded")
     base = load_policy(PeftConfig.from_pretrained(model).base_model_name_or_path, **options)
     return PeftModel.from_pretrained(base, model, is_trainable=trained)
 

@@ -31,6 +31,7 @@ from uft.data.sources import Source, shown
 from uft.objective import Objective
 from uft.presets import make_objective
 from uft.stages import Budget, Stage
+from uft.trl_names import hint
 
 _OWN = ("model", "tokenizer", "objective", "train_dataset", "eval_dataset", "stages", "resume")
 _OF_STAGE = ("name", "objective", "on", "reference", "boundary", "budget")
@@ -45,7 +46,17 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `uft train` runs: one objective, or stages one after the other."""
+    """What `uft train` runs: one objective, or stages one after the other.
+
+    model           hub id or path
+    tokenizer       hub id or path; by default the model's
+    objective       a preset, {preset: name, option: value}, or a mapping of terms; or `stages` in its place
+    stages          a list of stages, for sequential training
+    train_dataset   sources by name
+    eval_dataset    the same, held out; each stage evaluates on the sources that it trains on
+    args            every other key: a field of `UnifiedConfig`
+    resume          true: go on from the newest whole checkpoint in output_dir, or start where there is none
+    """
 
     model: str
     tokenizer: str
@@ -198,7 +209,9 @@ def parse(recipe: Mapping[str, Any]) -> Recipe:
 def _known(key: Any, names: Sequence[str], where: str) -> None:
     if key not in names:
         near = difflib.get_close_matches(str(key), names, n=1)
-        raise RecipeError(f"{where}unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        meant = hint(key) if names[: len(_FIELDS)] == _FIELDS else None
+        told = f"; {meant}" if meant else f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"{where}unknown key {key!r}{told}")
 
 
 class _Parser(HfArgumentParser):

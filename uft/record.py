@@ -35,10 +35,16 @@ def run_record(trainer: Any, counters: Mapping[str, float]) -> dict[str, Any]:
             "name": trainer.objective.name,
             "terms": trainer.objective.describe(),
             "balance": repr(trainer.objective.balancer) if trainer.objective.balancer else None,
+            "from": getattr(trainer, "objective_from", None),  # where it was not given
         },
         "reference": type(trainer.reference).__name__ if trainer.reference else trainer.args.reference,
         "data": {
-            split: {"fingerprint": part.fingerprint, "sizes": dict(zip(part.sources, part.sizes))}
+            split: {
+                "fingerprint": part.fingerprint,
+                "sizes": dict(zip(part.sources, part.sizes)),
+                "kinds": {source: sorted(kinds) for source, kinds in part.kinds().items()},
+                "origins": dict(getattr(part, "origins", {})),
+            }
             for split, part in data.items()
             if hasattr(part, "fingerprint")
         },
