@@ -19,7 +19,9 @@ class Base:
     """The base model: a Llama-style decoder with tied embeddings, pretrained on `tokens` tokens of running text.
 
     vocabulary             entries of the byte-level BPE, learnt from `tokenizer_characters` characters of that text
+    hidden_size, intermediate_size, layers, heads   as in a Llama's configuration
     tokens, batch_tokens   in all, and per optimiser step
+    learning_rate          peak
     """
 
     vocabulary: int
@@ -53,6 +55,8 @@ class Design:
 
     demonstrations, preferences   examples drawn (rows may come several times)
     batch_size                    examples per optimiser step
+    micro_batch_size              examples per pass
+    beta                          of every implicit reward
     replay                        share of the demonstrations that the arm with replay draws again
     """
 
@@ -66,7 +70,14 @@ class Design:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many rows measure."""
+    """How many rows measure.
+
+    demonstrations     held-out demonstrations of the tasks that are learnt
+    answers_per_task   prompts that are answered, of each task; `answer_tokens` at most in an answer
+    heldout_tasks      demonstrations of tasks that are not learnt
+    text_tokens        running text of the kind that the base model read
+    generations        prompts whose answers are looked at; `new_tokens` at most in one
+    """
 
     demonstrations: int
     answers_per_task: int
@@ -79,7 +90,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Scale:
-    """Everything a run depends on besides its stages, its seed and the data."""
+    """Everything a run depends on besides its stages, its seed and the data.
+
+    name         in reports and folders
+    max_length   longest prompt + response, in tokens
+    base, rows, design, sizes   see below
+    """
 
     name: str
     max_length: int
@@ -91,7 +107,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class Settings:
-    """learning_rates: the grid of each arm, one trial each and search seed.  The beta of every arm is design.beta."""
+    """The beta of every arm is design.beta.
+
+    scale            how large everything is
+    learning_rates   the grid of each arm, one trial each and search seed
+    search_seeds     of the trials; each has a base model of its own
+    seeds            of the runs that are reported
+    """
 
     scale: Scale
     learning_rates: dict[str, tuple[float, ...]]

@@ -46,6 +46,9 @@ _OWN = (
 class FilterRecipe:
     """What `uft data filter` does.
 
+    train_dataset  sources by name, each of which becomes a file of its name
+    eval_dataset   sources by name, whose prompts must not be trained on
+    output_dir     the folder of what is written
     rules, on      by name, see `uft.data.quality.rules`; and the sources that a rule is on, where it is not on all
     scores         rank or centre: what scores become (`uft.data.quality.scores`); by default they stay
     format         parquet or jsonl; by default parquet for parquet, jsonl for everything else

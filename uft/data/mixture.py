@@ -33,9 +33,15 @@ class FeedbackDataset(torch.utils.data.Dataset):
     sizes     examples of each
     weights   draws per example and epoch of each, for `MixtureSampler`
     examples  by source: sequences that build an example when it is asked for, from columns in memory or on disk
+    origins   the file or id that each source was read from, where that is known
     """
 
-    def __init__(self, examples: Mapping[str, Sequence[Example]], weights: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        examples: Mapping[str, Sequence[Example]],
+        weights: Mapping[str, float] | None = None,
+        origins: Mapping[str, str] | None = None,
+    ):
         weights = dict(weights or {})
         if unknown := [name for name in weights if name not in examples]:
             raise ValueError(f"weights: found {unknown[0]!r}; want names of sources, {', '.join(examples)}")
@@ -46,6 +52,7 @@ class FeedbackDataset(torch.utils.data.Dataset):
             for name, each in examples.items()
         }
         self.sources = list(self.examples)
+        self.origins = {name: origin for name, origin in (origins or {}).items() if name in self.examples}
         self.sizes = [len(each) for each in self.examples.values()]
         weights = [weights.get(name, 1.0) for name in self.sources]
         _draws(self.sizes, weights)  # refuses what is no weight
@@ -91,7 +98,7 @@ class FeedbackDataset(torch.utils.data.Dataset):
     def mapped(self, function: Callable[[Sequence[Example]], Sequence[Example]]) -> FeedbackDataset:
         """With each source's examples replaced by what `function` makes of them."""
         weights = dict(zip(self.sources, self.weights))
-        return FeedbackDataset({name: function(each) for name, each in self.examples.items()}, weights)
+        return FeedbackDataset({name: function(each) for name, each in self.examples.items()}, weights, self.origins)
 
     def with_mismatched(self, kinds: Collection[str], max_length: int | None, bos: int | None) -> FeedbackDataset:
         """As `mapped` by `uft.feedback.mismatched`, without holding what that makes."""
@@ -146,7 +153,8 @@ def load_feedback(
         if dropped := ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common()):
             logger.warning("%s: dropped %d of %d rows: %s", source.where, len(report.bad_rows), report.rows, dropped)
     weights = {source.name: source.weight for source in sources}
-    return FeedbackDataset(examples, weights), Report(tuple(reports))
+    origins = {source.name: str(source.path) for source in sources if source.path is not None}
+    return FeedbackDataset(examples, weights, origins), Report(tuple(reports))
 
 
 class MixtureSampler(torch.utils.data.Sampler[int]):

@@ -31,6 +31,7 @@ CSV_VALUES = ("label", "score", "score_chosen", "score_rejected", "weight")
 class Source:
     """One data set of a mixture.
 
+    name          what it is called in the mixture, in logs and in messages
     path          .json, .jsonl, .parquet or .csv file, folder written by `Dataset.save_to_disk`, or id on the hub
     data          instead of `path`: datasets.Dataset, list of dicts, anything whose [i] is a dict, or a
                   datasets.IterableDataset, which is read once (twice if it does not name its columns)

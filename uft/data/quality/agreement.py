@@ -113,8 +113,13 @@ def agreement(items: Iterable[Item]) -> dict[str, dict[str, Any]]:
 
 def _one_each(said: Sequence[tuple[str | None, Any]]) -> list[tuple[str | None, Any]]:
     """The first judgement of each annotator who is named, and all others."""
-    seen: set[str] = set()
-    return [(name, value) for name, value in said if name is None or not (name in seen or seen.add(name))]
+    seen: set[str | None] = {None}
+    kept = []
+    for name, value in said:
+        if name is None or name not in seen:
+            kept.append((name, value))
+        seen.add(name)
+    return kept
 
 
 def _kappas(units: Mapping[Hashable, Sequence[tuple[str | None, Any]]]) -> dict[str, dict[str, Any]]:

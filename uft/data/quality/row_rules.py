@@ -76,8 +76,8 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Endings:
-    """Responses that are empty or cut off, by signs of `uft.data.quality.endings`.  `columns` says of which "
-    "responses."""
+    """Responses that are empty or cut off, by signs of `uft.data.quality.endings`.  `columns` says of which
+    responses."""
 
     signs: tuple[str, ...] = ("no text", "mid word", "open fence")
     columns: tuple[str, ...] = ("completion", "chosen", "rejected", "messages", "text")
@@ -125,8 +125,8 @@ class Endings:
 
 @dataclass(frozen=True)
 class Scripts:
-    """At least `share` of the letters of prompt and responses are of the `allowed` scripts, such as LATIN or "
-    "CYRILLIC."""
+    """At least `share` of the letters of prompt and responses are of the `allowed` scripts, such as LATIN or
+    CYRILLIC."""
 
     allowed: tuple[str, ...] = ("LATIN",)
     share: float = 0.9
