@@ -1,7 +1,6 @@
-"""What a run leaves behind: weights as safetensors, adapters that plain peft loads, a model card, pushes to the hub."""
+"""What a run leaves behind: weights as safetensors, adapters that plain peft loads, a model card."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,34 +23,6 @@ def logits(policy):
 def card_of(folder):
     text = (folder / "README.md").read_text()
     return ModelCard(text), text
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Stands in for the hub; a list of what was uploaded."""
-    uploads = []
-
-    class Api:
-        def create_repo(self, repo_id, **options):
-            return type("Repo", (), {"repo_id": f"somebody/{repo_id}"})()
-
-        def upload_folder(self, repo_id, folder_path, **options):
-            names = {str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*")}
-            uploads.append({"repo": repo_id, "names": names, "ignored": options.get("ignore_patterns")})
-
-            class Done:
-                def done(self):
-                    return True
-
-                is_done = done
-
-                def result(self):
-                    return None
-
-            return Done()
-
-    monkeypatch.setattr("transformers.trainer.hf_api", Api)
-    return uploads
 
 
 def test_model_card(tmp_path):
@@ -145,27 +116,6 @@ def test_after_stages_with_adapters(boundary, files, tmp_path):
         loaded = PeftModel.from_pretrained(model(), tmp_path / "saved")
     torch.testing.assert_close(logits(loaded), ended, rtol=1e-4, atol=1e-4)
     assert (logits(model()) - ended).abs().max() > 0.1
-
-
-def test_push_to_hub(hub, tmp_path, monkeypatch):
-    """The weights, the card and the record of the run are pushed; checkpoints and tokens are not."""
-    run = trainer(
-        "dpo", dataset(("pairs",)), output_dir=tmp_path / "mine", push_to_hub=True, hub_token="hf_secret",
-        save_strategy="steps", save_steps=1, hub_strategy="every_save", hub_always_push=True,
-    )  # fmt: skip
-    run.train()
-    during = len(hub)
-    assert during >= 1
-    run.save_model()
-    assert len(hub) == during + 1
-    assert hub[-1]["repo"] == "somebody/mine"
-    assert {"model.safetensors", "README.md", "run.json"} <= hub[-1]["names"]
-    assert "checkpoint-*" in hub[-1]["ignored"]
-    card, _ = card_of(tmp_path / "mine")
-    assert "uft" in card.data.tags
-    for path in (tmp_path / "mine").rglob("*.json"):
-        assert "hf_secret" not in path.read_text(), path
-    assert "hf_secret" not in (tmp_path / "mine" / "README.md").read_text()
 
 
 def test_run_json_is_json(tmp_path):

@@ -19,12 +19,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from uft.balance import Balancer
 from uft.feedback import KINDS, ROWS, Batch, Need
 from uft.models import Scored
 from uft.terms import Pointwise, Sums, Term, Weight
+from uft.typing import Bool, Float, Tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Objective:
     name: str = "custom"
     balancer: Balancer | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = [term.name for term in self.terms]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"an objective needs terms with different names; got {names}")
@@ -59,7 +59,7 @@ class Objective:
     @property
     def differentiable(self) -> tuple[str, ...]:
         """The divergences that some term is made of."""
-        return tuple({term.divergence: None for term in self.terms if term.needs_divergence})
+        return tuple({term.divergence: None for term in self.terms if term.divergence is not None})
 
     @cached_property
     def kinds_with_mismatched(self) -> frozenset[str]:
@@ -69,7 +69,7 @@ class Objective:
 
     @cached_property
     def statistic_terms(self) -> tuple[Pointwise, ...]:
-        return tuple(term for term in self.terms if term.statistics_on)
+        return tuple(term for term in self.terms if isinstance(term, Pointwise) and term.statistics_on)
 
     @cached_property
     def kinds(self) -> frozenset[str]:
@@ -83,7 +83,7 @@ class Objective:
         needing = tuple(term for term in self.terms if term.needs_reference)
         return Objective(needing).kinds if needing else frozenset()
 
-    def used_rows(self, batch: Batch) -> Tensor:
+    def used_rows(self, batch: Batch) -> Bool[Tensor, " responses"]:
         """bool [R]: the responses that some term is on.  The others need no pass through any model."""
         return torch.stack([batch.rows(term.on) for term in self.terms]).any(0)
 
@@ -94,7 +94,9 @@ class Objective:
     def need(self, kind: str, chosen: bool, rejected: bool) -> Need | None:
         """What becomes of one response, of an example of this kind, that is the better or worse side of some pair; None
         where nothing does."""
-        statistics = tuple(t.name for t in self.statistic_terms if _is_on(t.statistics_on, kind, chosen, rejected))
+        statistics = tuple(
+            t.name for t in self.statistic_terms if _is_on(t.statistics_on or t.on, kind, chosen, rejected)
+        )
         terms = tuple(term.name for term in self.terms if _is_on(term.on, kind, chosen, rejected))
         if not terms and not statistics:
             return None
@@ -108,17 +110,17 @@ class Objective:
         found = (self.need(kind, *side) for kind in KINDS for side in sides)
         return tuple(dict.fromkeys(need for need in found if need is not None))
 
-    def counts(self, batch: Batch) -> Tensor:
+    def counts(self, batch: Batch) -> Float[Tensor, " terms"]:
         """float64 [terms]: the items of this batch, to be summed over the step."""
         return torch.stack([term.count(batch).double() for term in self.terms])
 
     def __call__(
         self,
         scored: Scored,
-        counts: Tensor,
+        counts: Float[Tensor, " terms"],
         statistics: Mapping[str, Mapping[str, Tensor]] | None = None,
         progress: float = 0.0,
-    ) -> tuple[Tensor, Sums]:
+    ) -> tuple[Float[Tensor, ""], Sums]:
         """This micro-batch's share of the step's loss, and its metrics as (sum, count).
 
         counts       [terms], of the whole step (see `counts`)
@@ -126,7 +128,7 @@ class Objective:
         """
         # every rank's backward passes through the same outputs of the model, whatever rows it has
         reached = (scored.token_logp, *(getattr(scored, name) for name in self.differentiable))
-        total = sum(torch.nan_to_num(value.sum() * 0.0) for value in reached if value is not None)
+        total = torch.stack([torch.nan_to_num(value.sum() * 0.0) for value in reached if value is not None]).sum()
         metrics: Sums = {}
         for term, n in zip(self.terms, counts):
             here = term.count(scored.batch)

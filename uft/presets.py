@@ -246,15 +246,15 @@ def _term(name: str, options: dict[str, Any]) -> Term:
     raise ValueError(f"term {name!r}: loss is {loss!r}; want one of {known}")
 
 
-def _pairwise(name: str) -> Callable:
+def _pairwise(name: str) -> Callable[..., Any]:
     return _known(losses.PAIRWISE, name, "pairwise")
 
 
-def _pointwise(name: str) -> Callable:
+def _pointwise(name: str) -> Callable[..., Any]:
     return _known(losses.POINTWISE, name, "pointwise")
 
 
-def _known(table: Mapping[str, Callable], name: str, what: str) -> Callable:
+def _known(table: Mapping[str, Callable[..., Any]], name: str, what: str) -> Callable[..., Any]:
     if name not in table:
         raise ValueError(f"{what} loss {name!r} is unknown; want one of {', '.join(table)}")
     return table[name]

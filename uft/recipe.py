@@ -125,7 +125,7 @@ def override(recipe: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
         for depth, part in enumerate(path):
             child = _child(node, part, ".".join(path[: depth + 1]), key)
             if isinstance(child, str):  # `objective: dpo` with `--objective.beta 0.2`; `source: file` likewise
-                child = node[part] = {"preset" if path[0] == "objective" else "path": child}
+                child = node[part] = {"preset" if _is_objective(path[: depth + 1]) else "path": child}
             node = child
         if isinstance(node, list):
             _child(node, last, key, key)
@@ -133,6 +133,11 @@ def override(recipe: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
         else:
             node[last] = value
     return result
+
+
+def _is_objective(path: Sequence[str]) -> bool:
+    """Whether what stands there is an objective, of the recipe, a stage or an arm, and not a source."""
+    return path[0] == "objective" or (path[-1] == "objective" and not {"train_dataset", "eval_dataset"} & {*path})
 
 
 def _child(node: Any, part: str, where: str, key: str) -> Any:

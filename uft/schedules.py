@@ -12,7 +12,7 @@ The last step has p = 1 - 1/steps, so that an `end` of 0 is approached and not r
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import Any
 
 
 class _Schedule:
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             if not (number and value >= 0):
@@ -66,7 +66,7 @@ class Step(_Schedule):
     before: float
     after: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.at > 1:
             raise ValueError(f"at of schedule Step is {self.at!r}; want a share of the training, in [0, 1]")
@@ -81,7 +81,7 @@ class Rest:
 
     weight: float | Callable[[float], float]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self(0.0)
 
     def __call__(self, progress: float) -> float:
@@ -105,7 +105,7 @@ def make_weight(value: Any, name: str = "weight") -> Any:
     schedule = options.pop("schedule", None)
     if schedule not in SCHEDULES:
         raise ValueError(f"{name}: schedule is {schedule!r}; want one of {', '.join(SCHEDULES)}")
-    wanted = [f.name for f in dataclasses.fields(SCHEDULES[schedule])]
+    wanted = list(inspect.signature(SCHEDULES[schedule]).parameters)
     if set(options) != set(wanted):
         found = ", ".join(map(str, options)) or "nothing"
         raise ValueError(f"{name}: schedule {schedule!r} has {found}; want {', '.join(wanted)}")

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from uft import losses
 from uft.feedback import ROWS, Batch
 from uft.models import Scored
+from uft.typing import Bool, Float, Int, Tensor
 
 Weight = float | Callable[[float], float]  # a constant, or a function of training progress in [0, 1]
 Sums = dict[str, tuple[Tensor, Tensor]]  # metric -> (sum, count); the mean over the step is their quotient
@@ -35,22 +35,36 @@ class Term:
     on: str
     weight: Weight = 1.0
 
-    needs_reference = False
-    needs_divergence = False
-    statistics_on = None  # rows to be scored without gradient before the step
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.weight, (int, float)) and not self.weight >= 0:
             raise ValueError(f"weight of term {self.name!r} is {self.weight}; want a number >= 0")
         for part in self.on.split("+"):
             if part.strip() not in (*ROWS, "chosen", "rejected"):
                 raise ValueError(f"term {self.name!r} is on {part!r}; want {', '.join(ROWS)}, chosen or rejected")
 
-    def count(self, batch: Batch) -> Tensor:
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    @property
+    def divergence(self) -> str | None:
+        """The field of `Scored` that this is a mean of; None for whatever is made of log-probabilities."""
+        return None
+
+    @property
+    def needs_divergence(self) -> bool:
+        return self.divergence is not None
+
+    @property
+    def statistics_on(self) -> str | None:
+        """The rows to be scored without gradient before the step."""
+        return None
+
+    def count(self, batch: Batch) -> Int[Tensor, ""]:
         """How many items of this batch the term averages over."""
         raise NotImplementedError
 
-    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """The loss summed (not averaged) over the items of the batch."""
         raise NotImplementedError
 
@@ -58,16 +72,16 @@ class Term:
         return {}
 
 
-def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(function).parameters
 
 
-def _bind(function: Callable, available: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:
+def _bind(function: Callable[..., Any], available: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:
     wanted = {name: available[name] for name in _parameters(function) if name in available and name not in options}
     return function(**wanted, **options)
 
 
-def _check_options(name: str, function: Callable, options: Mapping[str, Any]) -> None:
+def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     keyword_only = [n for n, p in _parameters(function).items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for option in options:
         if option not in keyword_only:
@@ -79,18 +93,18 @@ def _check_options(name: str, function: Callable, options: Mapping[str, Any]) ->
 class Likelihood(Term):
     """-log pi(y | x) of the rows it is on, averaged over tokens (or over sequences of token means)."""
 
-    function: Callable = losses.token_nll
+    function: Callable[..., Any] = losses.token_nll
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def per_sequence(self) -> bool:
         return "in_response" in _parameters(self.function)
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: Batch) -> Int[Tensor, ""]:
         rows = batch.rows(self.on)
         return rows.sum() if self.per_sequence else batch.shifted[rows].sum()
 
-    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         rows = scored.batch.rows(self.on)
         available = {"token_logp": scored.token_logp[rows], "in_response": scored.batch.shifted[rows]}
         value = _bind(self.function, available, self.options)
@@ -104,11 +118,11 @@ class Likelihood(Term):
 class _Preference(Term):
     """What pairwise and pointwise terms share: a function of implicit rewards or log-probabilities."""
 
-    function: Callable = losses.dpo
+    function: Callable[..., Any] = losses.dpo
     beta: float = 0.1
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _check_options(self.name, self.function, self.options)
         if not isinstance(self.beta, (int, float)) or not self.beta > 0:
@@ -118,15 +132,16 @@ class _Preference(Term):
     def needs_reference(self) -> bool:
         return losses.needs_reference(self.function)
 
-    def _reward(self, scored: Scored) -> Tensor | None:
+    def _reward(self, scored: Scored) -> Float[Tensor, " responses"] | None:
         if scored.reference_logp is None or not self.needs_reference:
             return None
         return losses.implicit_reward(scored.logp, scored.reference_logp, self.beta)
 
     def _quantities(self, scored: Scored, rows: Tensor, prefix: str = "") -> dict[str, Tensor]:
         found = {"logp": scored.logp[rows], "length": scored.length[rows]}
-        if self.needs_reference:
-            found |= {"reference_logp": scored.reference_logp[rows], "reward": self._reward(scored)[rows]}
+        reward = self._reward(scored)
+        if reward is not None and scored.reference_logp is not None:
+            found |= {"reference_logp": scored.reference_logp[rows], "reward": reward[rows]}
         return {prefix + name: value for name, value in found.items()}
 
 
@@ -136,13 +151,13 @@ class Pairwise(_Preference):
 
     on: str = "pairs"
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: Batch) -> Int[Tensor, ""]:
         return torch.tensor(len(self._pairs(batch)), device=batch.kind.device)
 
-    def _pairs(self, batch: Batch) -> Tensor:
+    def _pairs(self, batch: Batch) -> Int[Tensor, "pairs 2"]:
         return batch.preferences[batch.rows(self.on)[batch.preferences].all(-1)]
 
-    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         better, worse = self._pairs(scored.batch).unbind(-1)
         available = self._quantities(scored, better, "chosen_") | self._quantities(scored, worse, "rejected_")
         value = _bind(self.function, available | {"beta": self.beta}, self.options)
@@ -177,18 +192,18 @@ class Pointwise(_Preference):
 
     on: str = "responses"
 
-    def _rows(self, batch: Batch) -> Tensor:
+    def _rows(self, batch: Batch) -> Bool[Tensor, " responses"]:
         return batch.rows(self.on) & ~batch.target.isnan()
 
     @property
     def per_token(self) -> bool:
         return "token_logp" in _parameters(self.function)
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: Batch) -> Int[Tensor, ""]:
         rows = self._rows(batch)
         return batch.shifted[rows].sum() if self.per_token else rows.sum()
 
-    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         rows = self._rows(scored.batch)
         available = self._quantities(scored, rows) | {"target": scored.batch.target[rows], "beta": self.beta}
         available["token_logp"] = scored.token_logp[rows]
@@ -221,6 +236,8 @@ class Pointwise(_Preference):
     def gather(self, scored: Scored) -> Sums:
         """Sums over this micro-batch from which `statistics` makes what the loss asks for."""
         reward = self._reward(scored)
+        if reward is None:
+            raise ValueError(f"term {self.name!r}: found no log-probabilities of the reference; want them scored")
         if self.statistics_on == "mismatched":
             rows = scored.batch.rows("mismatched")
             return {"kl": ((reward / self.beta)[rows].sum(), rows.sum())}
@@ -251,23 +268,23 @@ class Divergence(Term):
     on: str = "demonstrations+responses"
     direction: str = "policy_reference"
 
-    needs_reference = True
-    needs_divergence = True
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.direction not in ("policy_reference", "reference_policy"):
             raise ValueError(f"direction is {self.direction!r}; want policy_reference or reference_policy")
 
     @property
+    def needs_reference(self) -> bool:
+        return True
+
+    @property
     def divergence(self) -> str:
-        """The field of `Scored` that this is a mean of."""
         return "kl" if self.direction == "policy_reference" else "reverse_kl"
 
-    def count(self, batch: Batch) -> Tensor:
+    def count(self, batch: Batch) -> Int[Tensor, ""]:
         return batch.shifted[batch.rows(self.on)].sum()
 
-    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, scored: Scored, statistics: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         rows = scored.batch.rows(self.on)
         return (scored.batch.weight[rows, None] * getattr(scored, self.divergence)[rows]).sum()
 
@@ -275,4 +292,4 @@ class Divergence(Term):
         rows = scored.batch.rows(self.on)
         n = scored.batch.shifted[rows].sum()
         found = {"kl": scored.kl, "reverse_kl": scored.reverse_kl, "entropy": scored.entropy}
-        return {name: (value[rows].detach().sum(), n) for name, value in found.items()}
+        return {name: (value[rows].detach().sum(), n) for name, value in found.items() if value is not None}

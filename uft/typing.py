@@ -4,18 +4,23 @@ The tests enforce the annotations (`tests/conftest.py`); elsewhere they are for 
 installed they mean plain tensors.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor
 
-try:
+if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
-except ModuleNotFoundError:
+else:
+    try:
+        from jaxtyping import Bool, Float, Int
+    except ModuleNotFoundError:
 
-    class Float:
-        """Float[Tensor, "shape"] -> Tensor."""
+        class Float:
+            """Float[Tensor, "shape"] -> Tensor."""
 
-        def __class_getitem__(cls, tensor_and_shape):
-            return tensor_and_shape[0]
+            def __class_getitem__(cls, tensor_and_shape: tuple[Any, str]) -> Any:
+                return tensor_and_shape[0]
 
-    Bool = Int = Float
+        Bool = Int = Float
 
 __all__ = ["Bool", "Float", "Int", "Tensor"]
