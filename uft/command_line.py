@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
+import importlib.util
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 DRY_RUN = ("--dry-run", "--dry_run")
@@ -20,7 +24,8 @@ class Given(NamedTuple):
 def recipe_of(words: Sequence[str], *, dry_run: bool = True) -> Given:
     """Reads `--config FILE` (several: later ones win), `--key value` and, where a command has it, `--dry-run`.
 
-    Raises RecipeError.
+    What the key `import` names (modules, or files ending in .py; one or a list) is imported first: losses that
+    register themselves there are then known by name.  Raises RecipeError.
     """
     from uft.recipe import RecipeError, override, read_yaml
 
@@ -36,7 +41,35 @@ def recipe_of(words: Sequence[str], *, dry_run: bool = True) -> Given:
             asked = True
         else:
             rest.append(word)
-    return Given(override(recipe, rest), asked)
+    recipe = override(recipe, rest)
+    names = recipe.pop("import", None) or []
+    for name in [names] if isinstance(names, str) else names:
+        _import(name)
+    return Given(recipe, asked)
+
+
+def _import(name: Any) -> None:
+    from uft.recipe import RecipeError
+
+    if not isinstance(name, str):
+        raise RecipeError(f"import is {name!r}; want a module or a file ending in .py")
+    try:
+        if not name.endswith(".py"):
+            importlib.import_module(name)
+            return
+        path = Path(name).resolve()
+        known = f"uft_imported_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+        if known in sys.modules:
+            return
+        spec = importlib.util.spec_from_file_location(known, path)
+        module = sys.modules[known] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[known]
+            raise
+    except Exception as error:
+        raise RecipeError(f"import {name}: {type(error).__name__}: {error}") from error
 
 
 def recipe_parser(

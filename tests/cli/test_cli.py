@@ -16,6 +16,7 @@ from tiny import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uft.cli import main
+from uft.losses import tables
 from uft.stages import run_stages
 from uft.trainer import UnifiedTrainer
 
@@ -233,3 +234,36 @@ def test_data_check(workplace, capsys):
     assert main(["data", "check", "missing.jsonl"]) == 1
     assert "missing.jsonl" in capsys.readouterr().out
     assert main(["data", "check", "pairs.parquet", "--tokenizer", "./nowhere"]) == 1
+
+
+LOSS = """
+from uft import losses
+
+@losses.register
+def wide_gap(chosen_reward, rejected_reward, *, gap=1.0):
+    return (chosen_reward - rejected_reward - gap).square()
+"""
+
+
+def test_a_recipe_imports_a_loss_of_ones_own(workplace, capsys):
+    (workplace / "mine.py").write_text(LOSS)
+    words = ["--objective", "{preset: dpo_nll, loss: wide_gap, gap: 0.5}"]
+    assert train(*words) == 1 and "wide_gap" in capsys.readouterr().err
+    try:
+        assert train(*words, "--import", "mine.py") == 0
+        assert record()["objective"]["terms"][1] | {"loss": "wide_gap", "gap": 0.5} == record()["objective"]["terms"][1]
+        assert train(*words, "--import", "mine.py", "--dry-run") == 0  # once more in the same process
+    finally:
+        tables.PAIRWISE.pop("wide_gap", None)
+
+
+@pytest.mark.parametrize(
+    "text, message", [(None, "mine.py: FileNotFoundError"), ("1 / 0", "mine.py: ZeroDivisionError")]
+)
+def test_an_import_that_fails_is_named(text, message, workplace, capsys):
+    if text:
+        (workplace / "mine.py").write_text(text)
+    assert train("--import", "mine.py") == 1
+    assert message in capsys.readouterr().err
+    assert train("--import", "nowhere.at_all") == 1
+    assert "import nowhere.at_all: ModuleNotFoundError" in capsys.readouterr().err
