@@ -14,7 +14,7 @@ from uft.recipe import parse, read_yaml
 
 # those of other commands than `uft train` are tried where these are tested
 RECIPES = sorted((Path(__file__).parent.parent / "experiments" / "recipes").glob("*.yaml"))
-RECIPES = [path for path in RECIPES if path.stem not in ("evaluate", "reward", "rl", "data_filter")]
+RECIPES = [path for path in RECIPES if path.stem not in ("evaluate", "reward", "rl", "data_filter", "compare", "sweep")]
 HERE = {"bf16": False, "use_cpu": True}  # where there may be no GPU
 SENTENCES = ["the cat sat on the mat", "hello world", "good bye", "a b c d e f g", "1 2 3", "the mat"]
 
