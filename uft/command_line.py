@@ -21,11 +21,12 @@ class Given(NamedTuple):
     dry_run: bool
 
 
-def recipe_of(words: Sequence[str], *, dry_run: bool = True) -> Given:
+def recipe_of(words: Sequence[str], *, dry_run: bool = True, keep_import: bool = False) -> Given:
     """Reads `--config FILE` (several: later ones win), `--key value` and, where a command has it, `--dry-run`.
 
-    What the key `import` names (modules, or files ending in .py; one or a list) is imported first: losses that
-    register themselves there are then known by name.  Raises RecipeError.
+    What the key `import` names (modules, or files ending in .py; one or a list) is imported: losses that register
+    themselves there are then known by name.  The key stays in the recipe where `keep_import` asks for it.  Raises
+    RecipeError.
     """
     from uft.recipe import RecipeError, override, read_yaml
 
@@ -42,10 +43,33 @@ def recipe_of(words: Sequence[str], *, dry_run: bool = True) -> Given:
         else:
             rest.append(word)
     recipe = override(recipe, rest)
-    names = recipe.pop("import", None) or []
-    for name in [names] if isinstance(names, str) else names:
-        _import(name)
+    import_all(recipe.get("import"))
+    if not keep_import:
+        recipe.pop("import", None)
     return Given(recipe, asked)
+
+
+def names_of(imports: Any) -> list[Any]:
+    """The value of the key `import`, None, one name or several, as a list."""
+    return [] if imports is None else list(imports) if isinstance(imports, (list, tuple)) else [imports]
+
+
+def import_all(imports: Any) -> None:
+    """Imports what the key `import` of a recipe names.  Raises RecipeError."""
+    for name in names_of(imports):
+        _import(name)
+
+
+def digest_of_imports(imports: Any) -> str | None:
+    """Changes with the names of what a recipe imports and with the content of files; None where there is nothing."""
+    names = names_of(imports)
+    if not names:
+        return None
+    digest = hashlib.sha256()
+    for name in map(str, names):
+        content = Path(name).read_bytes() if name.endswith(".py") else b""
+        digest.update(f"{Path(name).name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
 def _import(name: Any) -> None:
