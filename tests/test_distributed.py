@@ -76,9 +76,14 @@ WITHOUT_KL = {"sft": {"loss": "nll"}, "preference": {"loss": "dpo"}, "una": {"lo
 CASES = [
     ("mixed kinds", 2, {}),
     ("one row left", 4, {}),
-    ("a rare source", 2, {"layout": "padded"}),
+    pytest.param("a rare source", 2, {"layout": "padded"}, marks=pytest.mark.slow),
     ("mixed kinds", 2, {"token_budget": 64, "max_length": 64}),
-    ("one row left", 4, {"gradient_accumulation_steps": 2, "token_budget": 64, "max_length": 64}),
+    pytest.param(
+        "one row left",
+        4,
+        {"gradient_accumulation_steps": 2, "token_budget": 64, "max_length": 64},
+        marks=pytest.mark.slow,
+    ),
     ("mixed kinds", 2, {"lora": True}),
     ("no documents", 2, {"objective": WITHOUT_KL, "reference": "cached"}),
 ]

@@ -81,11 +81,12 @@ def uninterrupted(tmp_path_factory):
     return folder, time.monotonic() - start
 
 
-def test_killed_at_twenty_random_moments(uninterrupted, tmp_path):
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(kills, uninterrupted, tmp_path):
     expected, duration = uninterrupted
     moments = random.Random(0)
     resumed_from = set()
-    for trial in range(20):
+    for trial in range(kills):
         folder = tmp_path / f"run{trial}"
         child = in_child(folder, resume=False)
         time.sleep(moments.uniform(0.0, duration))

@@ -191,6 +191,11 @@ class WholeCheckpoints(Trainer):
             record = json.loads((Path(checkpoint).parent / RECORD).read_text())
             ended = (record.get("steps"), record.get("planned_steps")) == (state.global_step, planned)
         if state.global_step < planned and not ended:
+            if state.max_steps not in (0, planned):
+                logger.warning(
+                    f"{checkpoint} is of a run of {state.max_steps} steps and this one has {planned}: the learning "
+                    "rate goes another way, and the end is that of neither"
+                )
             return None
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(best if best and Path(best).is_dir() else checkpoint)

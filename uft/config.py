@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,8 +180,12 @@ class UnifiedConfig(TrainingArguments):
                      "gradient_accumulation_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; want at least 1")
-        if self.max_steps == 0:
-            raise ValueError("max_steps is 0; want a number of steps, or -1 for num_train_epochs")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise ValueError(f"learning_rate is {self.learning_rate}; want a number from 0 on, such as 1e-5")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps is {self.max_steps}; want a number of steps, or -1 for num_train_epochs")
+        if self.max_steps < 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs}; want more than 0, or max_steps")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is {self.layout!r}; want one of {', '.join(LAYOUTS)}")
         longest = -(-self.max_length // self.pad_to_multiple_of) * self.pad_to_multiple_of

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from uft.attention import packing_for
+from uft.checkpoint import last_checkpoint
 from uft.collation import Collator, Cutter
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset
@@ -46,6 +47,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, **options: Any) -
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError) as error:
+        if newest := last_checkpoint(name):
+            raise OSError(f"{name}: found no model, but a checkpoint; want {newest}, or trainer.save_model()") from None
         why = " ".join(str(error).split()).partition(". ")[0]
         raise OSError(f"tokenizer of {name}: found none in a folder or on the hub ({why})") from None
 
@@ -56,11 +59,16 @@ def loading_options(args: UnifiedConfig) -> dict[str, Any]:
     given = {name: value for name, value in (args.model_init_kwargs or {}).items() if value is not None}
     for name, why in NOT_LOADED.items():
         if name in given:
-            raise ValueError(f"model_init_kwargs.{name} is {given[name]!r}; want it left out: {why}")
+            raise ValueError(f"model_init_kwargs.{name} is {_short(given[name])}; want it left out: {why}")
     if "torch_dtype" in given:
         given.setdefault("dtype", given.pop("torch_dtype"))
     own = {name: getattr(args, name) for name in ("dtype", "attn_implementation", "trust_remote_code")}
     return own | given
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 and "\n" not in text else f"of type {type(value).__name__}"
 
 
 def load_for_use(

@@ -18,7 +18,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def override(recipe: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     result = copy.deepcopy(recipe)
     for key, value in _assignments(words):
         node = result
-        *path, last = key.split(".")
+        *path, last = _by_position(result, key.split("."))
         for depth, part in enumerate(path):
             child = _child(node, part, ".".join(path[: depth + 1]), key)
             if isinstance(child, str):  # `objective: dpo` with `--objective.beta 0.2`; `source: file` likewise
@@ -135,6 +135,20 @@ def override(recipe: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def _by_position(node: Any, path: Sequence[str]) -> list[str]:
+    """The path with names of stages replaced by their places in the list."""
+    found = []
+    for part in path:
+        if isinstance(node, list):
+            names = [each.get("name") if isinstance(each, Mapping) else None for each in node]
+            part = str(names.index(part)) if part in names else part
+            node = node[int(part)] if part.isdecimal() and int(part) < len(node) else None
+        else:
+            node = node.get(part) if isinstance(node, Mapping) else None
+        found.append(part)
+    return found
+
+
 def _is_objective(path: Sequence[str]) -> bool:
     """Whether what stands there is an objective, of the recipe, a stage or an arm, and not a source."""
     return path[0] == "objective" or (path[-1] == "objective" and not {"train_dataset", "eval_dataset"} & {*path})
@@ -143,7 +157,7 @@ def _is_objective(path: Sequence[str]) -> bool:
 def _child(node: Any, part: str, where: str, key: str) -> Any:
     if isinstance(node, list):
         if not part.isdecimal() or int(part) >= len(node):
-            raise RecipeError(f"--{key}: {where} is not there; want a number from 0 to {len(node) - 1}")
+            raise RecipeError(f"--{key}: {where} is not there; want a name, or a number from 0 to {len(node) - 1}")
         child = node[int(part)]
     else:
         child = node.setdefault(part, {})
@@ -245,6 +259,9 @@ def _objective(value: Any, where: str) -> Objective:
         for name, term in value.items():
             if not isinstance(term, Mapping) and name != "balance":
                 raise RecipeError(f"{where}.{name} is {term!r}; want a mapping such as {{loss: dpo, beta: 0.1}}")
+    for term, weight in _weights(value):
+        if not isinstance(weight, (int, float, Mapping)) or isinstance(weight, bool):
+            raise RecipeError(f"{where}: weight of term {term!r} is {weight!r}; want a number, or a schedule")
     try:
         objective = make_objective(value)
     except ValueError as error:
@@ -255,6 +272,17 @@ def _objective(value: Any, where: str) -> Objective:
         if not callable(term.weight) and not isinstance(term.weight, (int, float)):
             raise RecipeError(f"{where}: weight of term {term.name!r} is {term.weight!r}; want a number")
     return objective
+
+
+def _weights(value: Any) -> Iterator[tuple[str, Any]]:
+    """The weights that an objective's options give, by term."""
+    if not isinstance(value, Mapping):
+        return
+    for key, option in value.items():
+        if "preset" in value and str(key).endswith("_weight"):
+            yield str(key).removesuffix("_weight"), option
+        elif "preset" not in value and isinstance(option, Mapping) and "weight" in option:
+            yield str(key), option["weight"]
 
 
 def _sources(value: Any, key: str) -> dict[str, Source]:

@@ -219,6 +219,8 @@ class UnifiedTrainer(SharingTrainer, GuardedTrainer):
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir!r} to resume from")
+        if self.train_dataset is None:
+            raise ValueError("train_dataset is missing; want data to train on")
         self.check_folders(resume_from_checkpoint)
         self.reference_cache.prepare()
         self.identity = self.run_identity()

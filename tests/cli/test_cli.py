@@ -1,6 +1,7 @@
 """`uft train` and `uft data check` from end to end."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from tiny import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from uft import checkpoint
 from uft.cli import main
 from uft.losses import tables
 from uft.stages import run_stages
@@ -80,7 +82,9 @@ def test_evaluation(workplace):
     assert train() == 0
     results = json.loads((workplace / "out" / "eval_results.json").read_text())
     assert results["eval_loss"] > 0 and "eval_rewards/margins" in results
-    assert record()["metrics"][-1]["eval_loss"] == results["eval_loss"]
+    measured = [log for log in record()["metrics"] if "eval_loss" in log]
+    assert measured[-1]["eval_loss"] == results["eval_loss"]
+    assert [log["step"] for log in measured] == sorted({log["step"] for log in measured})  # the last model but once
 
 
 def test_resume(workplace):
@@ -267,3 +271,42 @@ def test_an_import_that_fails_is_named(text, message, workplace, capsys):
     assert message in capsys.readouterr().err
     assert train("--import", "nowhere.at_all") == 1
     assert "import nowhere.at_all: ModuleNotFoundError" in capsys.readouterr().err
+
+
+def test_stages_are_set_by_name(workplace):
+    write(workplace, {"objective": None, "stages": STAGES})
+    assert train("--stages.dpo.objective.beta", "0.5", "--stages.0.learning_rate", "2e-3") == 0
+    sft, dpo = record()["stages"]
+    assert dpo["objective"]["terms"][0]["beta"] == 0.5 and sft["config"]["learning_rate"] == 2e-3
+
+
+def test_a_finished_run_is_not_written_over_without_a_word(workplace, capsys):
+    assert train("--max_steps", 1) == 0
+    assert "written over" not in capsys.readouterr().out
+    assert train("--max_steps", 1) == 0
+    assert "out holds a finished run, which is written over" in capsys.readouterr().out
+
+
+def test_another_number_of_steps_is_warned_of(workplace):
+    saving = ["--save_strategy", "steps", "--save_steps", 2]
+    assert train(*saving, "--max_steps", 3) == 0
+    shutil.rmtree("out/checkpoint-3", ignore_errors=True)
+    (workplace / "out" / "run.json").unlink()
+    seen = []
+    logger = checkpoint.logger
+    handler = type("Handler", (logging.Handler,), {"emit": lambda self, record: seen.append(record.getMessage())})()
+    logger.addHandler(handler)
+    try:
+        assert train(*saving, "--max_steps", 5, "--resume") == 0
+    finally:
+        logger.removeHandler(handler)
+    assert any("is of a run of 3 steps and this one has 5" in line for line in seen)
+
+
+def test_a_folder_with_checkpoints_alone_is_named(workplace, capsys):
+    assert train("--save_strategy", "steps", "--save_steps", 2) == 0
+    for path in Path("out").iterdir():
+        if path.is_file():
+            path.unlink()
+    assert main(["generate", "--model", "out", "--prompt", "say:"]) == 1
+    assert "out: found no model, but a checkpoint; want out/checkpoint-" in capsys.readouterr().err

@@ -172,7 +172,7 @@ PARSERS = {"check": check.parser, "noise": noise.parser, "select": selection.par
            "queue": queue.parser}  # fmt: skip
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/curation.md"])
+@pytest.mark.parametrize("page", ["docs/curation.md"])
 def test_commands_of_the_pages_are_taken(page):
     """Every `uft data` command that stands in a block of its own, but `filter`, whose keys are those of a recipe."""
     lines = re.findall(r"^    uft data (.+)$", (ROOT / page).read_text(), re.MULTILINE)

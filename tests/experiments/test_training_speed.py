@@ -26,6 +26,7 @@ def setting(rows, **options):
     return Setting(workload=make_workload("long", rows, 6, options["max_length"]), **options)
 
 
+@pytest.mark.slow
 def test_everything_is_written(tmp_path):
     assert training_speed.main([*QUICK, "long full live", "stages", "--output", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "cpu.json").read_text())

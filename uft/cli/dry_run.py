@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from uft.checkpoint import RECORD, last_checkpoint
+from uft.command_line import check_output
 from uft.compute import Meter, Tally
 from uft.config import UnifiedConfig
 from uft.data.mixture import FeedbackDataset, MixtureSampler, load_feedback
@@ -33,6 +35,7 @@ from uft.presets import make_objective
 from uft.recipe import Recipe
 from uft.rlhf.online_recipe import checked
 from uft.stages import Budget, Stage, part_of
+from uft.watching.samples import must_have_prompts
 
 LOOKED_AT = 2000  # rows of each source whose cost is counted; the others are taken to cost as much
 SHOWN = 240  # characters of a prompt and of a response
@@ -52,12 +55,15 @@ def describe(plan: Recipe, tokenizer: PreTrainedTokenizerBase, online: Mapping[s
 
     Raises what training would raise before its first step: `DataError`, `RecipeError`, ValueError, OSError.
     """
+    _must_be_possible(plan)
     model = skeleton(plan.model, plan.args)
     load = {"max_length": plan.args.max_length, "on_bad_row": plan.args.on_bad_row, "cache": plan.args.data_cache}
     data, report = load_feedback(plan.train_dataset, tokenizer, **load)
     held_out = None
     if plan.eval_dataset is not None:
         held_out, eval_report = load_feedback(plan.eval_dataset, tokenizer, **load)
+    if plan.args.samples and online is None and not plan.stages:
+        must_have_prompts(plan.args.samples, held_out)
     lines = [_title("model"), *_model(plan, model), "", _title("data"), str(report)]
     if held_out is not None:
         lines += ["", "evaluation", str(eval_report)]
@@ -81,6 +87,12 @@ def describe(plan: Recipe, tokenizer: PreTrainedTokenizerBase, online: Mapping[s
         lines += ["", f"all stages together: {flops:.3g} FLOPs"]
     lines += ["", _title("output"), *_output(plan), "", "Nothing was trained or written: --dry-run."]
     return "\n".join(lines)
+
+
+def _must_be_possible(plan: Recipe) -> None:
+    """Raises ValueError and OSError for what training notices only once the model is there."""
+    get_reporting_integration_callbacks(plan.args.report_to)
+    check_output(plan.args.output_dir)
 
 
 def skeleton(name: str, args: UnifiedConfig) -> nn.Module:
@@ -120,7 +132,21 @@ def expectation(
     whole, rest = divmod(steps, math.ceil(sum(epoch) / per_step))
     draws = share * (whole * sum(epoch) + min(rest * per_step, sum(epoch)))
     total = {name: sum(n * row[name] for n, row in zip(draws, per_row)) for name in per_row[0]}
-    return Expected(steps, dict(zip(data.sources, draws)), Tally(**{name: round(n) for name, n in total.items()}))
+    tally = Tally(**{name: round(n) for name, n in total.items()})
+    if objective.needs_reference and args.reference == "cached":
+        tally += _cache(meter, objective, data)
+    return Expected(steps, dict(zip(data.sources, draws)), tally)
+
+
+def _cache(meter: Meter, objective: Objective, data: FeedbackDataset) -> Tally:
+    """What log-probabilities of the reference cost that are computed once, for every row."""
+    passes = flops = 0.0
+    for part in data.examples.values():
+        rows = _some(part)
+        wanted = [(e, r) for e in rows if e.kind in objective.kinds_with_reference for r in e.responses]
+        passes += len(wanted) * len(part) / len(rows)
+        flops += (meter.of_reference(wanted) if wanted else 0) * len(part) / len(rows)
+    return Tally(reference_forwards=round(passes), flops=round(flops))
 
 
 def _number_of_steps(args: UnifiedConfig, budget: Budget, epoch: int, per_step: int, flops_per_step: float) -> int:

@@ -58,6 +58,13 @@ def chosen(data: Any, n: int, room: int | None = None) -> list[Example]:
     return found
 
 
+def must_have_prompts(samples: int, data: Any) -> None:
+    """Raises ValueError where there is nothing held out that could be answered."""
+    if data is None or not has_prompts(data):
+        there = "no eval_dataset" if data is None else "an eval_dataset without prompts"
+        raise ValueError(f"samples is {samples} and there is {there}; want held-out prompts, or samples: 0")
+
+
 class SampleAnswers(TrainerCallback):
     """Answers `args.samples` prompts of the evaluation data at every evaluation, each rank its share of them.
 
@@ -71,9 +78,7 @@ class SampleAnswers(TrainerCallback):
             raise ValueError(
                 f"samples is {args.samples} and weights are in shards ({trainer.accelerator.distributed_type}); want 0"
             )
-        if trainer.eval_dataset is None or not has_prompts(trainer.eval_dataset):
-            there = "no eval_dataset" if trainer.eval_dataset is None else "an eval_dataset without prompts"
-            raise ValueError(f"samples is {args.samples} and there is {there}; want held-out prompts, or samples: 0")
+        must_have_prompts(args.samples, trainer.eval_dataset)
         own = getattr(causal_model(trainer.model).config.get_text_config(), "max_position_embeddings", None)
         room = None if own is None else own - args.samples_max_new_tokens
         self.examples = chosen(trainer.eval_dataset, args.samples, room)
