@@ -99,7 +99,8 @@ test-slow: $(VENV)/.installed-dev
 	@set -o pipefail; $(BIN)/python -m pytest -m slow -v 2>&1 | tee /dev/stderr | grep -E "PASSED|FAILED|ERROR|SKIPPED|passed|failed" > tests/slow_record.txt
 	@date -u +"recorded %Y-%m-%d at commit $$(git rev-parse --short HEAD)" >> tests/slow_record.txt
 
-# the oldest transformers that is promised to work, in an environment of its own
+# The oldest transformers that is promised to work, in an environment of its own.  Without constraints.txt, which asks for
+# the newest one and for what goes with that (huggingface_hub, tokenizers): pip finds what the oldest one wants.
 test-oldest:
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -c "import torch" 2>/dev/null || .venv-oldest/bin/pip install -q torch==2.13.0
@@ -107,7 +108,7 @@ test-oldest:
 	.venv-oldest/bin/python -m pytest tests/test_trainer.py tests/test_reference.py tests/test_stages.py tests/test_compute.py tests/test_head.py \
 		tests/rlhf/test_ppo.py tests/rlhf/test_online.py tests/rlhf/test_reward_training.py tests/rlhf/test_rl_command.py
 
-# ZeRO on CPUs; DeepSpeed builds nothing while it is installed
+# ZeRO on CPUs; DeepSpeed builds nothing while it is installed.  Its own version is not in constraints.txt, all others are
 test-deepspeed: $(VENV)/.installed-dev
 	@DS_BUILD_OPS=0 $(PIP) -e ".[deepspeed]"
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_deepspeed.py
@@ -146,5 +147,6 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# what can be made again; not runs/, where models of one's own are
 clean:
-	rm -rf runs site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage*
+	rm -rf site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage*

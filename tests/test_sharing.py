@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from fake_hub import FakeHub
 from huggingface_hub import HfApi, ModelCard, constants
 from peft import PeftConfig
@@ -21,9 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from uft.cli import main
 from uft.config import UnifiedConfig
 from uft.data.mixture import load_feedback
+from uft.licences import hub_id, origin
 from uft.models import merged
+from uft.redaction import without_paths
 from uft.responding import respond
-from uft.sharing import Shared, shared_files, without_paths
+from uft.sharing import Shared, lay_out_shared, shared_files
 from uft.stages import Stage, run_stages, save_after_stages
 from uft.trainer import UnifiedTrainer
 
@@ -207,7 +210,27 @@ def test_who_may_not_push_learns_it_before_the_training(place, monkeypatch, caps
     "value, wanted",
     [
         ("/data/me/pairs.parquet", "pairs.parquet"),
-        ("compared with /data/a b/evaluation.json.", "compared with a b/evaluation.json."),
+        ("/home/jane doe/acme corp/x.jsonl", "x.jsonl"),
+        ("/data/a, b (old)/x.jsonl", "x.jsonl"),
+        ("C:\\Users\\Jane Doe\\x", "x"),
+        ("\\\\server\\share\\x", "x"),
+        ("~/clients/acme/x.jsonl", "x.jsonl"),
+        ("../acme/secret/x.jsonl", "x.jsonl"),
+        ("acme/my corp/x.jsonl", "x.jsonl"),
+        ("file:///home/jane/acme/x.jsonl", "x.jsonl"),
+        ("compared with /data/a b/evaluation.json.", "compared with evaluation.json."),
+        ("read /home/jane doe/acme/x.jsonl and them/pairs", "read x.jsonl and them/pairs"),
+        ("read '/home/jane doe/my x', ~/a/b, or c/secret/d.csv", "read 'my x', b, or d.csv"),
+        ("/a/first\nsee C:\\Users\\Jane Doe\\x.json, \\\\server\\share\\x", "first\nsee x.json, x"),
+        ("https://jane:s3@cret@host/me/x", "https://host/me/x"),
+        ("from https://host/x?token=s3cret&page=2", "from https://host/x?token=&page=2"),
+        ({"output_dir": "runs/acme/x/", "data_cache": "acme/cache"}, {"output_dir": "x", "data_cache": "cache"}),
+        ({"model": "acme/models/base", "hub_model_id": "me/x"}, {"model": "base", "hub_model_id": "me/x"}),
+        ({"model": "me/x"}, {"model": "me/x"}),
+        (
+            {"origins": {"a": "acme/secret/x.jsonl", "b": "them/pairs", "c": "./data/pairs", "d": "/data/pairs"}},
+            {"origins": {"a": "x.jsonl", "b": "them/pairs", "c": "./pairs", "d": "./pairs"}},
+        ),
         (
             {"output_dir": "/home/me/runs/x/", "n": [1, "C:\\Users\\me\\x.json"]},
             {"output_dir": "x", "n": [1, "x.json"]},
@@ -218,10 +241,54 @@ def test_who_may_not_push_learns_it_before_the_training(place, monkeypatch, caps
         ("eval_demonstrations/nll", "eval_demonstrations/nll"),
         ("1/2", "1/2"),
         ("nll / token", "nll / token"),
+        ("KL(π ‖ π_ref)/T and/or -inf/2", "KL(π ‖ π_ref)/T and/or -inf/2"),
+        ("/", "/"),
+        ("hf://datasets/me/pairs/rows.parquet", "hf://datasets/me/pairs/rows.parquet"),
     ],
 )
-def test_of_absolute_paths_the_last_part_is_left(value, wanted):
+def test_of_paths_the_last_part_is_left(value, wanted):
     assert without_paths(value) == wanted
+
+
+def test_a_folder_that_could_be_an_id_is_known_by_its_record(hub, place, monkeypatch):
+    """`models/base` is a folder from where training ran, and written as an id is from where it is pushed."""
+    (place / "models").mkdir()
+    (place / "tiny").rename(place / "models" / "base")
+    (place / "data").mkdir()
+    rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in zip(PROMPTS, GOOD, BAD)]
+    Dataset.from_list(rows).save_to_disk(place / "data" / "pairs")
+    sources = {"preferences": "data/pairs"}
+    train(place, model="models/base", train_dataset=sources, output_dir="out", push_to_hub=False, **LORA)
+    assert json.loads((place / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "models/base"
+    monkeypatch.chdir("/")
+    (place / "models").rename(place / "gone")
+    Shared.at(place / "out", "me/x").push()
+    (place / "gone").rename(place / "models")
+    (place / "out" / "run.json").unlink()  # without it the folder is looked for around the model
+    Shared.at(place / "out", "me/x").push()
+    first, second = (each["files"] for each in hub.commits)
+    for files in (first, second):
+        assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] is None
+        assert not any(b"models/base" in content or b"data/pairs" in content for content in files.values())
+    run = json.loads(first["run.json"])
+    assert run["model"]["base"] is None and run["data"]["train"]["origins"] == {"preferences": "./pairs"}
+    card = ModelCard(first["README.md"].decode())
+    assert card.data.base_model is None and card.data.datasets is None and "`pairs`, not on the hub" in card.content
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_a_base_model_on_the_hub_is_named_where_a_folder_has_its_name(stages, tmp_path, monkeypatch):
+    model, aside = tmp_path / "out", tmp_path / "aside"
+    for folder in (model, aside, tmp_path / "them" / "base"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "them/base", "r": 4}))
+    record = {"model": {"base": "them/base"}}
+    (model / "run.json").write_text(json.dumps({"stages": [{"model": {"base": None}}, record]} if stages else record))
+    lay_out_shared(model, aside, model / "README.md")
+    assert json.loads((aside / "adapter_config.json").read_text())["base_model_name_or_path"] == "them/base"
+    assert hub_id("them/base") == "them/base"
+    assert (origin("them/base"), origin("them/other"), origin("a.jsonl")) == ("./them/base", "them/other", "a.jsonl")
 
 
 def test_shards_and_further_templates_are_shared(tmp_path):

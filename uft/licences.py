@@ -20,9 +20,17 @@ class Licence(NamedTuple):
 
 
 def hub_id(name: str | None) -> str | None:
-    """The name, if it is an id on the hub; None for files and folders."""
-    is_id = bool(name) and _ID.fullmatch(str(name)) and not _FILE.search(str(name)) and not Path(str(name)).exists()
-    return str(name) if is_id else None
+    """The name, if it is written as an id on the hub is; None for other files and folders.
+
+    Nothing is looked for, so that it says the same in every working directory; `origin` looks, when data is read.
+    """
+    return str(name) if name and _ID.fullmatch(str(name)) and not _FILE.search(str(name)) else None
+
+
+def origin(path: str | Path) -> str:
+    """The path or id as records keep it: a folder here that could be an id begins with "./", which no id does."""
+    is_here = Path(path).expanduser().exists()
+    return f"./{Path(path).as_posix()}" if is_here and hub_id(str(path)) else str(path)
 
 
 def licence_of(name: str | None, kind: str = "model") -> Licence | None:
@@ -32,13 +40,13 @@ def licence_of(name: str | None, kind: str = "model") -> Licence | None:
     """
     if not name:
         return None
-    folder = Path(name)
-    folder = folder if folder.is_dir() else folder.parent
-    card: Any = folder / "README.md" if Path(name).exists() else None
-    if card is None and hub_id(name):
+    card: Any = None
+    if hub_id(name):
         from huggingface_hub import try_to_load_from_cache
 
         card = try_to_load_from_cache(name, "README.md", repo_type=kind)
+    elif (folder := Path(name).expanduser()).exists():
+        card = (folder if folder.is_dir() else folder.parent) / "README.md"
     if not isinstance(card, (str, Path)) or not Path(card).is_file():
         return None
     from huggingface_hub import metadata_load

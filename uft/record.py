@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import re
 import resource
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from uft.licences import hub_id
 from uft.models import is_peft, unwrapped
 
 PACKAGES = ("unified-finetuning", "torch", "transformers", "accelerate", "peft", "datasets", "triton", "numpy")
@@ -67,9 +67,12 @@ def run_record(trainer: Any, counters: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _hub_id(model: nn.Module) -> str | None:
-    """The hub id of the model that training began with; None for a folder or fresh weights."""
-    name = getattr(model.config, "_name_or_path", "")
-    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() else None
+    """The hub id of the model that training began with; None for a folder or fresh weights.
+
+    Decided while training, for `models/base` is a folder from one working directory only.
+    """
+    name = hub_id(getattr(model.config, "_name_or_path", ""))
+    return name if name and not Path(name).exists() else None
 
 
 def environment() -> dict[str, Any]:

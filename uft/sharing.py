@@ -5,8 +5,9 @@
     not shared   optimizer, scheduler, random states, pickled arguments, checkpoints and stages, data, caches, samples,
                  evaluations sample by sample, whatever else lies there
 
-Folders of this machine are named nowhere in what is shared: of a path its last part is kept, and an adapter on a base
-model from a folder names no base model, since that name would mean somebody else's model on the hub.
+Folders of this machine are named nowhere in what is shared: of a path its last part is kept (uft/redaction.py), and an
+adapter on a base model from a folder names no base model, since that name would mean somebody else's model on the hub.
+Whether it was a folder is known from the record, wherever this is called.
 
 What is shared is laid out in a folder of its own, by hard links where possible, so that training can go on and remove
 checkpoints while an upload is under way.
@@ -16,10 +17,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from transformers.utils.hub import PushInProgress, hf_api
 
 from uft.model_card import TAGS, write_model_card
 from uft.record import write_json
+from uft.redaction import is_folder, without_paths
 
 logger = logging.get_logger(__name__)
 
@@ -49,8 +50,6 @@ ASIDE = "sharing-"  # what the folders begin with in which uploads are laid out
 # which models, tokenizers and adapters say where they were loaded from
 _ORIGINS = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file")
 _CONFIGURATIONS = ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")
-# an absolute path: not behind a letter, a dot or another slash, as in a/b, ./a or https://a
-_PATH = re.compile(r"(?<![\w./:~-])(?:/|[A-Za-z]:\\)[^\s'\",;()\[\]{}<>]+")
 
 
 def shared_files(folder: str | Path) -> list[Path]:
@@ -60,36 +59,26 @@ def shared_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in [*found, *(folder / TEMPLATES).glob("*.jinja")] if path.is_file())
 
 
-def without_paths(value: Any) -> Any:
-    """The same data, with of every absolute path in its texts only the last part."""
-    if isinstance(value, Mapping):
-        return {key: without_paths(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_paths(each) for each in value]
-    if isinstance(value, str):
-        return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], value)
-    return value
-
-
 def lay_out_shared(folder: Path, aside: Path, card: Path, record: Mapping[str, Any] | None = None) -> None:
     """Links to what is shared of a folder, and copies without paths of what says where things came from.
 
     card     where the README.md is; a checkpoint's own is peft's, which names folders
     record   instead of the folder's run.json
     """
+    keep = _keeper(folder, record)
     for path in shared_files(folder):
         to = aside / path.relative_to(folder)
         if path.name in _CONFIGURATIONS:
-            write_json(to, _without_origins(json.loads(path.read_text(encoding="utf-8"))))
+            write_json(to, _without_origins(json.loads(path.read_text(encoding="utf-8")), keep))
         elif path.name == RECORD:
-            write_json(to, without_paths(json.loads(path.read_text(encoding="utf-8"))))
+            write_json(to, without_paths(json.loads(path.read_text(encoding="utf-8")), folder))
         elif path.name != CARD:
             to.parent.mkdir(exist_ok=True)
             link(path, to)
     if card.exists():
         link(card, aside / CARD)
     if record is not None:
-        write_json(aside / RECORD, without_paths(record))
+        write_json(aside / RECORD, without_paths(record, folder))
 
 
 def link(path: Path, new: Path) -> None:
@@ -100,14 +89,27 @@ def link(path: Path, new: Path) -> None:
         shutil.copy(path, new)
 
 
-def _without_origins(values: Any) -> Any:
+def _keeper(folder: Path, record: Mapping[str, Any] | None) -> Callable[[Any], bool]:
+    """Which names of models may be shared: the base model's, if the record of the training says that it is on the hub.
+
+    Whether `models/base` was a folder is seen from where training ran, and perhaps from nowhere else; without a record
+    it is looked for in the model's folder and the folders around that.
+    """
+    if record is None:
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            record = {}
+    models = [each["model"] for each in record.get("stages") or [record] if "base" in each.get("model", {})]
+    if not models:
+        return lambda name: not is_folder(name, folder)
+    return lambda name: name == models[-1]["base"]
+
+
+def _without_origins(values: Any, keep: Callable[[Any], bool]) -> Any:
     if not isinstance(values, dict):
         return values
-    return {k: None if k in _ORIGINS and _is_folder(value) else _without_origins(value) for k, value in values.items()}
-
-
-def _is_folder(name: Any) -> bool:
-    return isinstance(name, str) and (Path(name).is_absolute() or name.startswith(".") or Path(name).exists())
+    return {k: None if k in _ORIGINS and not keep(v) else _without_origins(v, keep) for k, v in values.items()}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """What setup.cfg, CITATION.cff and the package say of themselves; all packages are listed."""
 
+import ast
 import configparser
 import datetime
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,56 @@ def test_every_package_is_listed(setup):
         for path in folder.rglob("__init__.py")
     }
     assert set(words(setup, "options", "packages")) == found
+
+
+def imported(folder):
+    """The outermost names of what the modules below a folder import, within functions too."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module.partition(".")[0]
+
+
+def test_what_is_imported_is_required(setup):
+    """Not only because something else requires it today."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    asked = setup["options"]["install_requires"].splitlines()
+    for extra in ("peers", "eval", "sweep", "deepspeed"):
+        asked += setup["options.extras_require"][extra].splitlines()
+    required = {canonicalize_name(Requirement(line).name) for line in asked if line.strip()}
+    other = {"yaml": "pyyaml", "liger_kernel": "liger-kernel", "lm_eval": "lm-eval"}
+    found = set().union(*(imported(ROOT / folder) for folder in ("uft", "kernels/uft_kernels", "experiments")))
+    found -= {*sys.stdlib_module_names, "uft", "uft_kernels", "experiments", "uft_experiments"}
+    assert {canonicalize_name(other.get(name, name)) for name in found} - required == set()
+
+
+def test_a_source_distribution_holds_all_that_is_committed():
+    """So that the tests can be run from it."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs the checkout")
+    from setuptools._distutils.filelist import FileList
+
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    kept = [name for name in kept if name and (ROOT / name).exists()]
+    chosen = FileList()
+    chosen.set_allfiles(kept)
+    for line in (ROOT / "MANIFEST.in").read_text().splitlines():
+        if line and not line.startswith("#"):
+            chosen.process_template_line(line)
+    by_itself = {"setup.cfg", "pyproject.toml", "MANIFEST.in"}
+    left = {name for name in kept if not name.startswith("uft/")} - {*chosen.files} - by_itself
+    assert not left
+    assert sum((ROOT / name).stat().st_size for name in kept) < 30e6
+
+
+def test_cleaning_leaves_runs_alone():
+    """Models that took days may lie there."""
+    said = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "rm -rf" in said and "runs" not in said.split()
 
 
 def test_every_folder_with_modules_is_a_package():

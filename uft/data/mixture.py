@@ -22,6 +22,7 @@ from uft.data.rows import DataError, is_number, shown
 from uft.data.sources import ON_BAD_ROW, as_sources
 from uft.data.template import Template
 from uft.feedback import Example
+from uft.licences import origin
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def load_feedback(
         if dropped := ", ".join(f"{n} {reason}" for reason, n in report.dropped.most_common()):
             logger.warning("%s: dropped %d of %d rows: %s", source.where, len(report.bad_rows), report.rows, dropped)
     weights = {source.name: source.weight for source in sources}
-    origins = {source.name: str(source.path) for source in sources if source.path is not None}
+    origins = {source.name: origin(source.path) for source in sources if source.path is not None}
     return FeedbackDataset(examples, weights, origins), Report(tuple(reports))
 
 
