@@ -1,5 +1,11 @@
 """`uft recipe`, `uft kernels`, `uft completion`, and the pages of help."""
 
+import contextlib
+import dataclasses
+import os
+import pty
+import re
+import select
 import subprocess
 
 import pytest
@@ -8,6 +14,10 @@ import yaml
 
 from uft.cli import kernels, main
 from uft.cli.commands import COMMANDS, Command
+from uft.cli.completion import values_of
+from uft.config import UnifiedConfig
+from uft.models import REFERENCE_MODES
+from uft.presets import make_objective
 from uft.recipe import read_yaml
 
 ALL = {
@@ -71,7 +81,8 @@ def test_every_recipe_says_what_it_is(capsys):
 def test_completion_knows_commands_and_keys(shell, capsys):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    assert "generate" in script and "--token_budget" in script and "--max_new_tokens" in script
+    assert "generate" in script
+    assert shell == "tcsh" or ("--token_budget" in script and "--max_new_tokens" in script)  # tcsh: commands alone
 
 
 def test_bash_completes(capsys, tmp_path):
@@ -90,6 +101,52 @@ def test_bash_completes(capsys, tmp_path):
     assert completed("tr") == ["train"]
     assert completed("data", "se") == ["select"]
     assert completed("train", "--token_b") == ["--token_budget"]
+    assert completed("recipe", "fir") == ["first"]
+    assert completed("train", "--objective", "dpo_n") == ["dpo_nll", "dpo_norm"]
+    assert completed("train", "--config", "a.yaml", "--reference", "") == list(REFERENCE_MODES)
+    assert completed("compare", "--lr_scheduler_type", "cosine_with_r") == ["cosine_with_restarts"]
+    assert completed("sweep", "--layout", "pa") == ["packed", "padded"]
+    assert completed("rl", "--advantage", "gr") == ["grpo"]
+    assert completed("reward", "train", "--bf16", "t") == ["true"]
+
+
+def test_values_of_completion_are_those_that_are_taken():
+    for key, values in values_of("train").items():
+        if key == "objective":
+            assert all(map(make_objective, values))
+        else:
+            assert key in {field.name for field in dataclasses.fields(UnifiedConfig)} and len(values) > 1
+    assert values_of("train")["save_strategy"] == ("no", "steps", "epoch", "best")
+    assert values_of("chat") == {} and "objective" not in values_of("rl")
+
+
+def test_bash_completes_names_of_files_with_spaces(capsys, tmp_path):
+    (tmp_path / "my recipe.yaml").write_text("")
+    (tmp_path / "my runs").mkdir()
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "uft.bash").write_text(capsys.readouterr().out)
+
+    def typed(line):
+        """What the command is given after a tab at the end of a line, in an interactive bash."""
+        setup = "bind 'set enable-bracketed-paste off'; source uft.bash; uft() { printf 'GIVEN<%s>' \"$@\"; echo; }"
+        shown, terminal = pty.openpty()
+        run = subprocess.Popen(
+            ["bash", "--norc", "--noprofile", "-i"], stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path,
+            start_new_session=True, env=os.environ | {"TERM": "dumb"},
+        )  # fmt: skip
+        os.close(terminal)
+        os.write(shown, f"{setup}\n{line}\t\nexit\n".encode())
+        text = b""
+        with contextlib.suppress(OSError):  # the end of a terminal whose shell is gone
+            while select.select([shown], [], [], 20)[0] and (some := os.read(shown, 65536)):
+                text += some
+        run.kill()
+        run.wait()
+        os.close(shown)
+        return re.findall(r"GIVEN<([^%]*?)>", text.decode())
+
+    assert typed("uft train --config my\\ rec") == ["train", "--config", "my recipe.yaml"]
+    assert typed("uft report my\\ ru") == ["report", "my runs/"]
 
 
 # ---- uft kernels ----

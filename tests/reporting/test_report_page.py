@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import image
+from matplotlib import image, rc_context
 from matplotlib.figure import Figure
 from reported_runs import evaluation, journal, record
 
 from uft.cli import main
+from uft.reporting.figures import WIDTH, curves
 from uft.reporting.finding import find_runs
+from uft.reporting.groups import grouped
 from uft.reporting.page import html_page
+from uft.reporting.runs import read_run
 from uft.reporting.text import lines, plain
 from uft.reporting.values import flops, memory, number, seconds
 
@@ -187,6 +190,27 @@ def test_runs_by_reinforcement_and_runs_still_going(plant, tmp_path):
     page = read(report(tmp_path, rl, going))
     for said in ("reinforcement", "rloo", "prompts (8)", "step 2 of 50", "Not finished", "Reinforcement", "dpo_nll"):
         assert said in page.text, said
+
+
+def test_a_run_that_has_diverged_is_drawn_as_far_as_it_was_finite(plant, tmp_path):
+    folder = plant("diverged", "progress.jsonl", journal(3.0, 2.0, float("inf"), float("nan")))
+    page = read(report(tmp_path, folder))
+    assert "loss from 3.0000 at step 1 to 2.0000 at step 2" in page.text
+
+
+def test_what_lora_trains_is_said_once(plant, tmp_path):
+    lora = record()
+    lora["model"] |= {"parameters": 54048, "trained_parameters": 16384}
+    page = read(report(tmp_path, plant("lora", "run.json", lora)))
+    assert "LlamaForCausalLM (54,048 weights, 16,384 of them trained) trained by dpo_nll" in page.text
+
+
+def test_figures_are_as_large_whatever_matplotlib_was_told(plant, tmp_path, monkeypatch):
+    monkeypatch.undo()  # for once it is drawn
+    run = read_run(plant("r", "run.json", record()))
+    with rc_context({"savefig.dpi": 300, "figure.dpi": 300}):
+        assert curves(tmp_path / "losses.png", grouped([run]), ["loss"])
+    assert image.imread(tmp_path / "losses.png").shape[1] == pytest.approx(130 * WIDTH / 2, abs=1)
 
 
 def test_many_runs_are_rows(plant, tmp_path):

@@ -265,7 +265,12 @@ def test_smoothing_keeps_a_constant_and_a_short_curve(plant):
     assert smoothed(short) is short
 
 
-def test_not_finite_numbers_are_no_points(plant):
-    text = json.dumps(record((3.0, 2.0))).replace('"loss": 3.0', '"loss": null')
+@pytest.mark.parametrize("value", ["null", "NaN", "Infinity", "-Infinity", "1e999"])
+def test_not_finite_numbers_are_no_points(plant, value):
+    text = json.dumps(record((3.0, 2.0))).replace('"loss": 3.0', f'"loss": {value}')
     run = read_run(plant("r", "run.json", text))
-    assert curve(run, "loss").x.tolist() == [2] and not math.isnan(run.ending("loss"))
+    assert curve(run, "loss").x.tolist() == [2] and run.ending("loss") == 2.0
+    going = read_run(plant("going", "progress.jsonl", journal(3.0, 2.0).replace('"loss": 3.0', f'"loss": {value}')))
+    assert curve(going, "loss").y.tolist() == [2.0] and curve(going, "loss", "tokens").x.tolist() == [20]
+    wholly = read_run(plant("none", "run.json", json.dumps(record((math.inf, math.nan)))))
+    assert curve(wholly, "loss") is None and "loss" not in wholly.logged and plane(wholly, evaluated=False) == []

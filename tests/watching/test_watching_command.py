@@ -100,6 +100,43 @@ def test_what_is_asked_for_is_shown(tmp_path):
     assert chosen(run, ["mine", "weight/*", "only"]) == ["mine", "weight/sft", "only"]
 
 
+def test_a_pattern_that_matches_nothing_is_an_error(tmp_path, capsys):
+    put(tmp_path, {"loss": 1.0, "loss/sft": 0.5}, {"eval_loss": 2.0})
+    assert main(["watch", str(tmp_path), "--once", "--metrics", "loss,nope*"]) == 1
+    assert capsys.readouterr().err == "uft: no metric matches 'nope*'; there are loss, loss/sft\n"
+    assert "no metric matches 'nope*'; there are loss" in seen(tmp_path, metrics=["nope*"])  # while one follows
+    put(tmp_path / "begun")  # has logged nothing yet
+    assert "no metric" not in seen(tmp_path / "begun", metrics=["nope*"])
+
+
+WRONG = [
+    {"time": "x"}, {"time": [1]}, {"time": True}, {"time": float("inf")}, {"step": True}, {"step": "9"}, {"step": None},
+    {"event": "begin", "max_steps": "x"}, {"event": "begin", "plane": 3}, {"event": "begin", "plane": [["a"], [1]]},
+    {"event": "begin", "stages": "ab"}, {"event": "begin", "stages": {"names": ["a"], "position": 1}},
+    {"event": "begin", "stages": {"names": ["a"], "costs": ["x"]}}, {"event": "begin", "stages": {"names": None}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_line_of_wrong_types_is_passed_over_like_a_torn_one(tmp_path, wrong):
+    put(tmp_path, *TWO)
+    before = seen(tmp_path)
+    line = {"event": "log", "step": 30, "time": time.time(), "loss": 5.0} | wrong
+    with (tmp_path / "progress.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    (tmp_path / "samples.jsonl").write_text('{"step": 1, "place": "x"}\n{"step": 1, "source": ["a"]}\n')
+    assert re.sub(r"[\d:]+ left", "", seen(tmp_path)) == re.sub(r"[\d:]+ left", "", before)
+
+
+def test_keys_that_are_missing_do_no_harm(tmp_path):
+    lines = [{"event": "begin", "step": 0, "pid": 10**30, "host": socket.gethostname()}, {"step": 1, "loss": 2.5},
+             {"event": "end", "step": 1}]  # fmt: skip
+    (tmp_path / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
+    assert "2.5" in seen(tmp_path)
+    (tmp_path / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "2.5" in seen(tmp_path)
+
+
 def test_a_loss_that_is_not_finite_is_seen(tmp_path):
     put(tmp_path, {"loss": float("nan")})
     assert re.search(r"loss +nan", seen(tmp_path))

@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,8 @@ from uft.stages import Budget, Stage, run_stages
 from uft.trainer import UnifiedTrainer
 from uft.watching.facts import axes_of
 from uft.watching.lines import metrics_of, read
-from uft.watching.plane import LossPlane
+from uft.watching.path import Point
+from uft.watching.plane import LossPlane, draw
 from uft.watching.samples import SampleAnswers, chosen
 
 WATCHED = {"report_to": "tensorboard", "samples": 3, "loss_plane": True}
@@ -192,6 +194,13 @@ def test_the_plane_is_drawn(run, plain):
     blue, orange = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for c in ("#8fa8c8", "#c2410c"))
     assert all((np.abs(picture - color).max(-1) < 0.02).sum() > 50 for color in (blue, orange))
     assert not Path(plain.args.output_dir, "loss_plane.png").exists()  # reports to nothing
+
+
+def test_the_plane_is_as_large_whatever_matplotlib_was_told(tmp_path):
+    points = [Point(1, 2.0, 0.7), Point(2, 1.0, 0.5)]
+    with matplotlib.rc_context({"savefig.dpi": 150, "figure.dpi": 150}):
+        pixels = draw(points, points, (("loss/sft",), ("loss/dpo",)), tmp_path / "plane.png")
+    assert imread(tmp_path / "plane.png").shape[:2] == pixels.shape[:2] == (528, 704)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uft.cli.commands import COMMANDS, Command, group_usage, usage
+from uft.command_line import GOES_ON
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -79,4 +80,6 @@ def _help(command: Command, words: Sequence[str]) -> str:
 
 
 def _how_to_go_on(stopped: BaseException) -> str:
-    return f"{stopped}: the same command with --resume true" if str(stopped) else ""
+    """What a stopped command said, and how it goes on unless it said that too; empty where it said nothing."""
+    said = str(stopped)
+    return said if not said or GOES_ON in said else f"{said}: the same command with --resume true"

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str]) -> int:
     name = parser().parse_args(list(words)).name
-    recipes = {path.relative_to(folder).as_posix(): path for folder in _folders() for path in _files(folder)}
+    recipes = recipes_here()
     if name is None:
         width = max(map(len, recipes), default=0)
         for each, path in recipes.items():
@@ -37,6 +37,11 @@ def main(words: Sequence[str]) -> int:
         raise ValueError(f"recipe is {name!r}; want one of {', '.join(r.removesuffix('.yaml') for r in recipes)}")
     sys.stdout.write(path.read_text())
     return 0
+
+
+def recipes_here() -> dict[str, Path]:
+    """Name, with its ending, -> file.  Raises OSError where no recipes came along."""
+    return {path.relative_to(folder).as_posix(): path for folder in _folders() for path in _files(folder)}
 
 
 def _folders() -> list[Path]:

@@ -256,4 +256,4 @@ def shortened(name: str, width: int = 34) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, pil_kwargs={"optimize": True})
+    figure.savefig(path, dpi=figure.dpi, pil_kwargs={"optimize": True})  # else whatever rcParams says

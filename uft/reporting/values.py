@@ -161,8 +161,8 @@ def model_of(run: Run) -> str:
     if found is None:
         return str((run.evaluation or {}).get("info", {}).get("model", "")) if not run.stages else ""
     trained, of = found.get("trained_parameters"), found.get("parameters")
-    weights = f", {whole(of)} weights" + (f", {whole(trained)} trained" if trained != of else "") if of else ""
-    return f"{found.get('base') or found.get('architecture') or 'model'}{weights}"
+    weights = f" ({whole(of)} weights" + (f", {whole(trained)} of them trained" if trained != of else "") + ")"
+    return f"{found.get('base') or found.get('architecture') or 'model'}{weights if of else ''}"
 
 
 def data_of(run: Run) -> str:

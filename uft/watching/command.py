@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str]) -> int:
-    """Raises ValueError for a folder that is not there or, with --once, without runs."""
+    """Raises ValueError for a folder that is not there or, with --once, without runs or what --metrics asks for."""
     from rich.console import Console
 
     from uft.watching.runs import Watcher
@@ -49,8 +49,10 @@ def main(words: Sequence[str]) -> int:
         runs = watcher.runs()
         if not runs:
             raise ValueError(f"{', '.join(map(str, folders))}: found no run; want a progress.jsonl or run.json in it")
-        from uft.watching.page import page
+        from uft.watching.page import page, unmatched
 
+        if problem := unmatched(runs, patterns):
+            raise ValueError(problem)
         console.print(page(runs, time.time(), console.width, patterns))
         return 0
     with contextlib.suppress(KeyboardInterrupt):

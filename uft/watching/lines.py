@@ -39,13 +39,54 @@ def append(path: Path, entry: Entry) -> None:
 
 
 def parsed(text: bytes) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON objects; torn ones are passed over."""
+    """The whole lines of a file of JSON objects; torn ones, and those that hold wrong types, are passed over."""
     found = []
     for line in text.split(b"\n"):
         with contextlib.suppress(ValueError):
-            if isinstance(entry := json.loads(line), dict) and isinstance(entry.get("step"), int):
+            if is_entry(entry := json.loads(line)):
                 found.append(entry)
     return found
+
+
+def is_entry(value: Any) -> bool:
+    """Whether a value is an object with a step, whose other keys that readers count on are of their types or absent."""
+    return (
+        isinstance(value, dict)
+        and value.get("step") is not None
+        and all(right(value[key]) for key, right in _TYPES.items() if value.get(key) is not None)
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, float) and math.isfinite(value)) or _is_whole(value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_plane(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_are_names, value))
+
+
+def _are_stages(value: Any) -> bool:
+    """{names: [...], position: their own, costs: a number for each or null}"""
+    if not isinstance(value, dict) or not _are_names(value.get("names")):
+        return False
+    count, costs = len(value["names"]), value.get("costs")
+    if not _is_whole(position := value.get("position", 0)) or not 0 <= position < count:
+        return False
+    return costs is None or (isinstance(costs, list) and len(costs) == count and all(map(_is_number, costs)))
+
+
+_TYPES = {
+    "step": _is_whole, "time": _is_number, "max_steps": _is_number, "place": _is_whole, "plane": _is_plane,
+    "stages": _are_stages, "source": lambda value: isinstance(value, str),
+}  # fmt: skip
 
 
 def valid(entries: Iterable[Entry]) -> list[Entry]:

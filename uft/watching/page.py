@@ -34,6 +34,8 @@ def page(runs: Sequence[Run], now: float, width: int, metrics: Sequence[str] = (
         parts += [_table(runs[:rows], now)]
         if rows is not None and len(runs) > rows:
             parts.append(Text(f"and {len(runs) - rows} that logged earlier", style="dim"))
+    if problem := unmatched(runs, metrics):
+        parts.append(Text(problem, style="red"))
     return Group(*parts, _closely(runs[0], now, width, metrics))
 
 
@@ -130,6 +132,16 @@ def chosen(run: Run, patterns: Sequence[str] = ()) -> list[str]:
     if not patterns:
         found = [n for n in found if not n.startswith("weight/") or len({v for _, v in series.get(n, [])}) > 1]
     return list(dict.fromkeys(found))
+
+
+def unmatched(runs: Sequence[Run], patterns: Sequence[str]) -> str | None:
+    """A sentence on the first pattern that no metric of any run matches; None where runs have logged nothing yet."""
+    logged = (name.removeprefix("eval_") for run in runs for part in run.parts for name in part.series)
+    names = list(dict.fromkeys(logged))
+    for pattern in patterns if names else ():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            return f"no metric matches {pattern!r}; there are {', '.join(names)}"
+    return None
 
 
 def _plane(run: Run, width: int) -> RenderableType | None:

@@ -106,7 +106,7 @@ def draw(
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     aside = file.with_name(f".{file.name}.{os.getpid()}")
-    figure.savefig(aside, format="png")
+    figure.savefig(aside, format="png", dpi=figure.dpi)  # else whatever rcParams says
     os.replace(aside, file)
     return pixels
 

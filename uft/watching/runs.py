@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uft.watching.lines import PROGRESS, SAMPLES, Entry, metrics_of, parsed, valid
+from uft.watching.lines import PROGRESS, SAMPLES, Entry, is_entry, metrics_of, parsed, valid
 from uft.watching.path import Point, path_of
 from uft.watching.rates import time_left
 
@@ -72,7 +72,7 @@ class Part:
 
     def left(self, now: float) -> tuple[float | None, float | None]:
         """Seconds until the end of this stage, and of the run; see `time_left`."""
-        if not self.begun["time"]:
+        if not self.begun.get("time"):
             return None, None
         stages = self.begun.get("stages") or {}
         costs = (stages.get("costs"), stages.get("position", 0))
@@ -115,8 +115,8 @@ class Run:
     def state(self, now: float) -> str:
         """running, finished, ended early, stopped, died, or quiet for N min."""
         part = self.now
-        if part.ended is not None and not (self.more_to_come and part.ended["reason"] == "finished"):
-            return str(part.ended["reason"])
+        if part.ended is not None and not (self.more_to_come and part.ended.get("reason") == "finished"):
+            return str(part.ended.get("reason"))
         alive = _is_alive(part.begun)
         if alive is False:
             return "died"
@@ -151,7 +151,7 @@ def _is_alive(begun: Entry) -> bool | None:
         os.kill(begun["pid"], 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's process
+    except (OSError, OverflowError):  # somebody else's process; no process at all
         pass
     try:  # what has ended and nobody has waited for is there as well
         return Path(f"/proc/{begun['pid']}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -273,5 +273,5 @@ def _of_record(record: dict[str, Any], path: Path) -> list[Entry]:
             "plane": [[f"loss/{t.get('name')}" for t in terms if t.get("type") in kind] for kind in kinds],
         }
     reason = "finished" if steps >= planned else "ended early"
-    own = [{**log, "event": "log"} for log in logs if isinstance(log, dict) and isinstance(log.get("step"), int)]
+    own = [{**log, "event": "log"} for log in logs if is_entry(log)]
     return [begin, *own, {"event": "end", "step": steps, "time": ended, "reason": reason}]
