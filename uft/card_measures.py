@@ -1,4 +1,5 @@
-"""What a model card says of measures and samples, from evaluation.json and samples.jsonl in the model's folder."""
+"""What a model card says of measures and samples, from evaluation.json and samples.jsonl in the model's folder, or in
+that of its last stage."""
 
 from __future__ import annotations
 
@@ -23,14 +24,15 @@ _FORGETTING = ("F", "BT", "F_chance", "BT_chance", "F_true", "BT_true", "F_max",
 
 def measured(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines of the section between two marks, by which `uft.model_card.update_measures` finds it again."""
-    report = _json(folder / EVALUATION)
+    last = folder / str(records[-1].get("stage", ""))  # where `uft compare` keeps what it measured
+    report = _json(folder / EVALUATION) or _json(last / EVALUATION)
     losses = _in_training(records)
     lines = [BEGIN, "## Evaluation", "", *losses, *([""] if losses else [])]
     if report is None or not isinstance(report.get("metrics"), dict):
         lines += ["No evaluation beyond the losses of training was made with this library."]
     else:
         lines += [*_table(report), *_forgotten(report)]
-    return [*lines, "", *_samples(folder), END]
+    return [*lines, "", *(_samples(folder) or _samples(last)), END]
 
 
 def _json(path: Path) -> dict[str, Any] | None:

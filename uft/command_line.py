@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from uft.signals import Terminated
+
 DRY_RUN = ("--dry-run", "--dry_run")
+GOES_ON = "the same command goes on"
 
 
 class Given(NamedTuple):
@@ -43,10 +48,22 @@ def recipe_of(words: Sequence[str], *, dry_run: bool = True, keep_import: bool =
         else:
             rest.append(word)
     recipe = override(recipe, rest)
+    if not recipe:
+        raise RecipeError("found no recipe; want --config FILE (`uft recipe` lists some to begin with), or --KEY VALUE")
     import_all(recipe.get("import"))
     if not keep_import:
         recipe.pop("import", None)
     return Given(recipe, asked)
+
+
+def check_output(name: str) -> None:
+    """Raises ValueError for a folder that cannot be made or written to."""
+    folder = Path(name)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"output_dir is {name!r}, and {there} is a file; want a folder")
+    if not os.access(there, os.W_OK) or there.resolve() in (Path("/proc"), Path("/sys")):
+        raise ValueError(f"output_dir is {name!r}, and nothing can be written to {there}; want another folder")
 
 
 def names_of(imports: Any) -> list[Any]:
@@ -119,3 +136,14 @@ def recipe_parser(
             text = str(field.metadata.get("help", "")).replace("%", "%%")
             parser.add_argument(f"--{field.name}", metavar="VALUE", help=text)
     return parser
+
+
+@contextlib.contextmanager
+def goes_on() -> Iterator[None]:
+    """Around what a command runs: one that is stopped says that the same command, without another option, goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(f"{str(stopped) or 'interrupted'}: {GOES_ON}") from stopped
+    except Terminated as stopped:
+        raise Terminated(f"{stopped}: {GOES_ON}") from stopped

@@ -41,12 +41,32 @@ def test_six_seeds_can_conclude_and_the_sign_is_read_by_the_metric():
     assert "the same on every seed" in conclusions([contrast([0.0] * 6)], 6)[0]
 
 
+def test_arms_that_diverged_or_have_their_own_budget_are_said_to():
+    gone = {"joint": {3: "diverged: loss is nan", 5: "diverged: loss is inf"}, "heavy": {1: "not run: no budget"}}
+    said = conclusions([contrast([0.5] * 4)], 6, gone, ["joint"])
+    assert said[0].startswith(
+        "joint diverged on seeds 3, 5: its means and contrasts have no number there and leave them"
+    )
+    assert said[1] == "heavy was not run on seed 1: its means and contrasts have no number there and leave it out."
+    assert said[2] == "joint has a budget of its own: differences from it are not at equal cost."
+    assert "with 4 seeds the smallest p" in said[3]  # of the six that were asked for
+    assert said[4].startswith("pairs/rewards/accuracies (joint not at equal cost): joint is better than sequential")
+    none = contrast([math.nan]) | {"n": 0, "by_seed": {}}
+    assert conclusions([none], 1, {"joint": {0: "diverged: x"}})[1:] == [
+        "pairs/rewards/accuracies: there is no seed on which both joint and sequential came to their end."
+    ]
+
+
 @pytest.mark.parametrize(
     "metric, less",
     [("demonstrations/nll", True), ("pairs/rewards/accuracies", False), ("verifiable/F_true", True),
      ("eval_loss", True), ("divergence/prior/policy/kl", True), ("refusals/false_refusal", True),
      ("verifiable/BT_true", False), ("eval_loss/sft", True), ("eval_instructions/nll", True),
-     ("pairs/drift/chosen", False)],
+     ("pairs/drift/chosen", False), ("refusals/false_refusal/group/young", True),
+     ("refusals/false_refusal/young", True),
+     ("refusals/refusal/group/young", False), ("pairs/rewards/rejected", True), ("pairs/logps/rejected", True),
+     ("pairs/rewards/chosen", False), ("pairs/rewards/margins", False), ("eval_rewards/rejected", True),
+     ("verifiable/accuracy/group/loss", False), ("verifiable/accuracy/gap", True)],
 )  # fmt: skip
 def test_directions(metric, less):
     assert less_is_better(metric) == less

@@ -25,7 +25,10 @@ from uft.recipe import RecipeError
          r"arms.sequential.stages.1.budget: the last stage gets what the comparison's budget leaves"),
         ({"arms.joint.objective": {"preset": "dpo_nll", "balance": "alright"}},
          r"arms.joint: weights of 'dpo_nll' decide in training what a step costs"),
+        ({"arms.joint.import": "mine.py"}, r"arms.joint.import: is the same for all arms"),
         ({"arms.base": {"objective": "sft"}}, r"arms: name is 'base'"),
+        ({"arms": {"summary.json": {"objective": "sft"}}}, r"arms: name is 'summary.json'; want letters from a to z"),
+        ({"seed": 3}, r"^seed is 3; want seeds, a list such as \[0, 1, 2\]"),
         ({"lerning_rate": 1}, r"^lerning_rate is no key that is known; did you mean 'learning_rate'"),
         ({"train_dataset": None}, r"key 'train_dataset' is missing"),
         ({"seeds": [1, 1]}, r"seeds is \[1, 1\]; want each once"),
@@ -35,6 +38,10 @@ from uft.recipe import RecipeError
         ({"measure.pears": {}}, r"measure: unknown key 'pears'"),
         ({"kept": "accuracy"}, r"kept is 'accuracy'; want a metric of what is measured"),
         ({"contrasts": [["joint", "sft"]]}, r"contrasts.0: there is no arm 'sft'; want some of sequential, joint"),
+        ({"contrasts": [["joint", "sequential"], ["joint", "sequential"]]},
+         r"contrasts.1 is \['joint', 'sequential'\], which contrasts.0 tests already"),
+        ({"contrasts": [["joint", "sequential"], ["sequential", "joint"]]},
+         r"contrasts.1 is \['sequential', 'joint'\], which contrasts.0 tests already"),
         ({"contrasts": [["joint"]]}, r"contrasts.0 is \['joint'\]; want two arms"),
         ({"workers": 0}, r"workers is 0; want a whole number"),
     ],
@@ -57,6 +64,20 @@ def test_nothing_is_trained_before_all_arms_are_known_to_be_right(workplace, cap
     assert uft("compare", "--config", "compare.yaml") == 1
     assert "arms.sequential: stage 'sft' would leave nothing of the 2 steps" in capsys.readouterr().err
     assert not list(workplace.glob("out/[!b]*"))  # but for the base
+
+
+def test_data_errors_name_their_arm(workplace, capsys):
+    own = {"preferences": {"path": "missing.jsonl"}}
+    write(workplace, "compare.yaml", changed(COMPARISON, {"arms.joint.train_dataset": own}))
+    assert uft("compare", "--config", "compare.yaml", "--dry-run") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("uft: arms.joint: ") and "missing.jsonl" in said
+
+
+def test_what_is_imported_is_kept_for_the_workers_and_unknown_to_arms():
+    plan = Comparison.of(COMPARISON | {"import": ["json"]})
+    assert plan.values["import"] == ["json"] and all(arm.values["import"] == ["json"] for arm in plan.arms)
+    assert plan.arm("joint").plan.objective.name == "dpo_nll"  # parsed without it
 
 
 def test_defaults():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uft.command_line import DRY_RUN, recipe_of, recipe_parser
+from uft.command_line import DRY_RUN, goes_on, recipe_of, recipe_parser
 
 LAB = "uft_experiments.sequential_vs_unified"
 KEEPS_RESULTS = ("--full", "--search", "--results", "--add")  # of the lab: these write into experiments/results
@@ -92,7 +92,7 @@ def _own(words: Sequence[str]) -> int:
     from uft.comparison.summary import summary_of
     from uft.record import write_json
 
-    given = recipe_of(words)
+    given = recipe_of(words, keep_import=True)
     plan = Comparison.of(given.recipe)
     if any(arm.plan.args.world_size > 1 for arm in plan.arms):
         raise ValueError("uft compare was started on several ranks; want one process, and `uft train` for each arm")
@@ -102,9 +102,11 @@ def _own(words: Sequence[str]) -> int:
         return 0
     expected_of_all(prepared)  # refuses an arm that would have nothing left, before anything is trained
     plan.output_dir.mkdir(parents=True, exist_ok=True)
-    base = prepared.base()
-    free_memory()
-    summary = summary_of(plan, base.metrics, run(prepared))
+    with goes_on():
+        base = prepared.base()
+        free_memory()
+        runs = run(prepared)
+    summary = summary_of(plan, base.metrics, runs)
     write_json(plan.output_dir / "summary.json", summary)
     write(summary, plan.output_dir)
     print()

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from uft.command_line import import_all
 from uft.comparison.budget import Total, spent
 from uft.comparison.identity import decides, of_evaluation
 from uft.comparison.recipe import Arm, Comparison
-from uft.comparison.runs import Measuring, Run, Shelf, check_data
+from uft.comparison.runs import Measuring, Run, Shelf, check_data, endless
 from uft.evaluation.forgetting import SampleForgetting
 from uft.evaluation.report import Report
 from uft.recipe import RecipeError
@@ -24,7 +25,7 @@ from uft.recipe import RecipeError
 OF_CHANGES = ("nll_change", "worse", *SampleForgetting._fields)  # what only a comparison with an earlier model has
 
 Runs = dict[str, dict[int, dict[str, Any]]]
-"""arm -> seed -> the record of its run"""
+"""arm -> seed -> the record of its run; with `diverged` or `not_run`, the reason, where it has no end"""
 
 
 @dataclass
@@ -76,13 +77,20 @@ def total_for(plan: Comparison, arm: Arm, decided: Mapping[str, Any] | None) -> 
         return arm.total
     if plan.decider is None:
         return plan.total
-    if arm.name == plan.decider or decided is None:
+    if arm.name == plan.decider or decided is None or endless(decided):
         return None
     return Total(plan.unit, sum(spent(plan.unit, stage) for stage in decided["stages"]))
 
 
+def _without_budget(plan: Comparison, arm: Arm, decided: Mapping[str, Any] | None) -> str | None:
+    """Why an arm cannot be run on a seed: its budget is the cost of a run that has none."""
+    if arm.total is not None or arm.name == plan.decider or decided is None or not endless(decided):
+        return None
+    return f"{plan.decider}, whose cost is the budget, diverged on this seed"
+
+
 def run(prepared: Prepared) -> Runs:
-    """All runs, those that are finished read back."""
+    """All runs, those that are finished read back.  One that diverges is kept as such, and the others go on."""
     plan, found = prepared.plan, {arm.name: {} for arm in prepared.plan.arms}
     total, done, start = len(plan.arms) * len(plan.seeds), 0, time.monotonic()
 
@@ -90,8 +98,13 @@ def run(prepared: Prepared) -> Runs:
         nonlocal done
         done += 1
         found[arm.name][seed] = record
-        line = ", ".join(f"{name} {record['stages'][-1]['measures'].get(name)}" for name in plan.outcomes)
+        line = endless(record) or ", ".join(
+            f"{name} {record['stages'][-1]['measures'].get(name)}" for name in plan.outcomes
+        )
         how = "found finished" if again else f"{(time.monotonic() - start) / 60:.1f} min"
+        there = prepared.run(arm, seed, None)
+        if again and plan.save_models and not endless(record) and not there.keeps_model:
+            how += f" without its model (save_models was false); to have it, remove {there.folder} and run again"
         print(f"run {done} of {total}: {arm.name}, seed {seed}; {line}; {how}", flush=True)
 
     # the deciding arm on every seed before the others, whose budgets it sets
@@ -103,11 +116,14 @@ def run(prepared: Prepared) -> Runs:
         ]
         left = []
         for arm, seed, budget in jobs:
+            if budget is None and (gone := _without_budget(plan, arm, found.get(plan.decider, {}).get(seed))):
+                told(arm, seed, {"arm": arm.name, "seed": seed, "stages": [], "not_run": gone}, False)
+                continue
             record = prepared.run(arm, seed, budget).finished()
             if record is not None:
                 told(arm, seed, record, True)
             elif plan.workers == 1:
-                told(arm, seed, prepared.run(arm, seed, budget).record(), False)
+                told(arm, seed, prepared.run(arm, seed, budget).record_or_divergence(), False)
             else:
                 left.append((arm, seed, budget))
         if left:
@@ -129,7 +145,8 @@ def _share_cores(workers: int) -> None:
 
 
 def _in_worker(values: Mapping[str, Any], arm: str, seed: int, total: Total | None) -> dict[str, Any]:
+    import_all(values.get("import"))  # losses are registered in each process
     plan = Comparison.of(values)
     prepared = Prepared.of(plan, (plan.arm(arm),))
     prepared.base()
-    return prepared.run(plan.arm(arm), seed, total).record()
+    return prepared.run(plan.arm(arm), seed, total).record_or_divergence()

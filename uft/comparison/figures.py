@@ -45,6 +45,8 @@ def tradeoff(path: Path, summary: Mapping[str, Any]) -> str:
         for k, (name, arm) in enumerate(summary["arms"].items()):
             colour, marker = style(k)
             measures = arm["stages"][-1]["measures"]
+            if x not in measures or y not in measures:  # it diverged on every seed
+                continue
             seeds = measures[x]["by_seed"]
             axes.scatter(
                 list(seeds.values()), [measures[y]["by_seed"][s] for s in seeds], s=12, color=colour, alpha=0.4, lw=0
@@ -93,6 +95,8 @@ def _path(axes: Axes, arm: Mapping[str, Any], metric: str, start: float | None, 
     colour, marker = style(k)
     found = [interval_of(stage["measures"][metric]) for stage in arm["stages"] if metric in stage["measures"]]
     means, half = [f.mean for f in found], [(f.high - f.low) / 2 if math.isfinite(f.low) else 0.0 for f in found]
+    if not found:
+        return
     # beside each other, so that intervals do not hide one another
     aside = 0.06 * (k - (arms - 1) / 2)
     x = np.arange(1, len(found) + 1) + aside

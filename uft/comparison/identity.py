@@ -1,6 +1,7 @@
 """Which run a folder holds: a digest of all that decides its numbers, so that a finished run is not run again.
 
-What changes no number (logging, saving, where things are kept) is not in it.
+What changes no number (logging, saving, where things are kept) is not in it.  Where the best checkpoint is loaded at
+the end, when one is saved decides which it is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from uft import __version__
+from uft.command_line import digest_of_imports
 from uft.evaluation.data import EvaluationData
 from uft.manifest import checksum
 from uft.record import plain, write_json
@@ -22,6 +24,7 @@ DECIDES_NOTHING = {
     "run_name", "disable_tqdm", "log_level", "save_steps", "save_strategy", "save_total_limit", "data_cache",
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "push_to_hub", "hub_model_id",
 }  # fmt: skip
+OF_BEST = {"save_steps", "save_strategy"}  # decide where load_best_model_at_end is on
 
 
 def digest(value: Any) -> str:
@@ -29,9 +32,18 @@ def digest(value: Any) -> str:
 
 
 def decides(values: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The keys of a recipe that decide what a run finds, and whatever else does."""
-    kept = {key: value for key, value in values.items() if key not in DECIDES_NOTHING}
-    return {"version": __version__, "recipe": kept, "weights": of_model(str(values["model"])), **more}
+    """The keys of a recipe that decide what a run finds, the content of files it imports, and whatever else does."""
+    nothing = DECIDES_NOTHING - OF_BEST if loads_best(values) else DECIDES_NOTHING
+    kept = {key: value for key, value in values.items() if key not in nothing and key != "import"}
+    imports = digest_of_imports(values.get("import"))
+    imported = {} if imports is None else {"imports": imports}
+    return {"version": __version__, "recipe": kept, "weights": of_model(str(values["model"])), **imported, **more}
+
+
+def loads_best(values: Mapping[str, Any]) -> bool:
+    """Whether a recipe, or a stage of it, ends with its best checkpoint and not with its last."""
+    stages = [stage for stage in values.get("stages") or () if isinstance(stage, Mapping)]
+    return any(str(each.get("load_best_model_at_end", False)).lower() in ("true", "1") for each in (values, *stages))
 
 
 def of_model(name: str) -> str | None:

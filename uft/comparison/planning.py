@@ -7,6 +7,7 @@ import dataclasses
 from uft.comparison.budget import Ledger, Total
 from uft.comparison.compare import Prepared, total_for
 from uft.comparison.recipe import Arm, Comparison
+from uft.comparison.summary import unequal
 from uft.comparison.tables import terminal_table
 from uft.presets import make_objective
 from uft.stages import Budget, part_of
@@ -31,12 +32,13 @@ def expected(prepared: Prepared, arm: Arm, total: Total | None) -> list[Expected
     model = skeleton(plan.model, plan.args)
     data = prepared.shelf.of(plan.train_dataset, plan)
     bos, ledger = prepared.shelf.tokenizer.bos_token_id, Ledger(arm.name, total)
-    for stage in arm.stages:
+    stages = arm.stages
+    for position, stage in enumerate(stages):
         args = dataclasses.replace(plan.args, **stage.args) if stage.args else plan.args
         objective = make_objective(stage.objective)
         part = usable(part_of(data, stage.on), objective, args.max_length, bos)
         budget = stage.budget
-        if total is not None and stage is arm.stages[-1]:
+        if total is not None and position == len(stages) - 1:
             left = total.amount - sum(getattr(each, total.unit) for each in found)
             if left <= 0:
                 raise ledger.too_dear(found[-1].stage)
@@ -95,10 +97,12 @@ def _said(plan: Comparison, costs: dict[str, list[Expected]]) -> list[str]:
         budget = f"equal {plan.unit}: {plan.decider} decides, and the last stage of every other arm gets what is left"
     elif plan.total:
         budget = f"{plan.total.amount:.4g} {plan.total.unit} for every arm"
+    own = unequal(plan)
+    apart = f"; not made equal, with a budget of their own: {', '.join(own)}" if own else ""
     pairs = ", ".join(f"{a} − {b}" for a, b in plan.contrasts)
     return [
         f"{len(plan.arms)} arms × {len(plan.seeds)} seeds = {len(plan.arms) * len(plan.seeds)} runs, {flops:.3g} FLOPs",
-        f"budget: {budget}; exact costs are counted when the runs are made",
+        f"budget: {budget}{apart}; exact costs are counted when the runs are made",
         f"contrasts: {pairs}, in {' and '.join(plan.outcomes)}",
         f"output: {plan.output_dir}",
         "Nothing was trained or written: --dry-run.",

@@ -34,12 +34,12 @@ from uft.recipe import _FIELDS, _OWN, Recipe, RecipeError, parse
 from uft.stages import Stage
 
 OWN = ("arms", "seeds", "budget", "measure", "kept", "gained", "contrasts", "workers", "save_models")
-OF_ALL_ARMS = ("model", "tokenizer", "output_dir", "seed", "resume", "resume_from_checkpoint")
+OF_ALL_ARMS = ("model", "tokenizer", "output_dir", "seed", "resume", "resume_from_checkpoint", "import")
 OF_ARM = ("objective", "stages", "on", "budget", "train_dataset", "eval_dataset")
 # what is tested unless the recipe says it: the first that is measured
 KEPT = ("verifiable/accuracy", "demonstrations/nll")
 GAINED = ("pairs/rewards/accuracies", "harmlessness/rewards", "refusals/refusal", "demonstrations/nll")
-NAME = re.compile(r"\w[\w.-]*")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")  # no dots: summary.json, cost.png and others are the report's
 MOST_SEEDS = 20  # whose signs can all be flipped
 
 
@@ -47,7 +47,7 @@ MOST_SEEDS = 20  # whose signs can all be flipped
 class Arm:
     """One way of training.
 
-    values   its whole recipe, as `uft.recipe.parse` takes it
+    values   its whole recipe, as `uft train` takes it, what it imports included
     total    a budget of its own; None: the comparison's
     """
 
@@ -57,7 +57,7 @@ class Arm:
 
     @cached_property
     def plan(self) -> Recipe:
-        return parse(self.values)
+        return parse({key: value for key, value in self.values.items() if key != "import"})
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -106,7 +106,9 @@ class Comparison:
         """Checks every key and parses every arm.  Raises RecipeError, which names `arms.NAME.KEY`."""
         common = {key: value for key, value in values.items() if key not in OWN}
         for key in common:
-            want_known(key, (*_FIELDS, *_OWN, *OWN), "")
+            want_known(key, (*_FIELDS, *_OWN, *OWN, "import"), "")
+        if "seed" in common:
+            raise RecipeError(f"seed is {common['seed']!r}; want seeds, a list such as [0, 1, 2], one for each run")
         arms = arms_of(values.get("arms"), common)
         names = [arm.name for arm in arms]
         if len(arms) < 2:
@@ -152,7 +154,7 @@ def arms_of(value: Any, common: Mapping[str, Any], more: Collection[str] = ()) -
     found = []
     for name, changes in value.items():
         if not isinstance(name, str) or not NAME.fullmatch(name) or name == "base":
-            raise RecipeError(f"arms: name is {name!r}; want that of a folder (letters, digits, - and _), and not base")
+            raise RecipeError(f"arms: name is {name!r}; want letters from a to z, digits, - and _, and not base")
         changes = {} if changes is None else changes
         if not isinstance(changes, Mapping):
             raise RecipeError(f"arms.{name} is {changes!r}; want a mapping such as {{objective: dpo_nll}}")
@@ -288,11 +290,16 @@ def _outcome(
 def _contrasts(value: Any, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     if value is None:
         return tuple((name, names[0]) for name in names[1:])
-    pairs = value if isinstance(value, list) else None
+    pairs, seen = value if isinstance(value, list) else None, {}
     for k, pair in enumerate(pairs or [None]):
         if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
             raise RecipeError(f"contrasts.{k} is {pair!r}; want two arms, such as [{names[1]}, {names[0]}]")
         for name in pair:
             if name not in names:
                 raise RecipeError(f"contrasts.{k}: there is no arm {name!r}; want some of {', '.join(names)}")
+        first = seen.setdefault(frozenset(pair), k)
+        if first != k:
+            raise RecipeError(
+                f"contrasts.{k} is {pair!r}, which contrasts.{first} tests already; want every two arms once"
+            )
     return tuple(map(tuple, pairs))

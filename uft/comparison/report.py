@@ -18,10 +18,17 @@ MORE = (
 IN_TERMINAL = 5  # columns of measures
 
 
+def _last_measures(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of the first arm that has any: one that diverged on every seed has none."""
+    return next(
+        (arm["stages"][-1]["measures"] for arm in summary["arms"].values() if arm["stages"][-1]["measures"]), {}
+    )
+
+
 def forgotten(summary: Mapping[str, Any]) -> str | None:
     """The measure of what was lost of what is to be kept."""
     section = (summary["kept"] or "").partition("/")[0]
-    last = next(iter(summary["arms"].values()))["stages"][-1]["measures"]
+    last = _last_measures(summary)
     return next((n for n in (f"{section}/F_true", f"{section}/nll_change") if n in last), None)
 
 
@@ -29,7 +36,7 @@ def columns(summary: Mapping[str, Any]) -> list[str]:
     """The measures that a reader looks at first."""
     lost = forgotten(summary)
     wanted = [summary["kept"], summary["gained"], *([lost] if lost else []), *MORE]
-    last = next(iter(summary["arms"].values()))["stages"][-1]["measures"]
+    last = _last_measures(summary)
     return [name for name in dict.fromkeys(wanted) if name in last][:IN_TERMINAL]
 
 
@@ -58,8 +65,24 @@ def arm_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for arm, found in summary["arms"].items():
         measures = found["stages"][-1]["measures"]
         cells = [shown(interval_of(measures[name])) if name in measures else "–" for name in names]
-        rows.append([arm, *cells, f"{found['compute']['steps']:,.0f}", f"{found['compute']['flops']:.3g}"])
+        cost = [f"{found['compute']['steps']:,.0f}", f"{found['compute']['flops']:.3g}"] if measures else ["–", "–"]
+        rows.append([arm + _gone(found), *cells, *cost])
     return ["arm", *(f"{name} {_arrow(name)}" for name in names), "steps", "FLOPs"], rows
+
+
+def _gone(found: Mapping[str, Any]) -> str:
+    """Behind the name of an arm: on how many seeds it did not come to its end."""
+    n = len(found.get("without_end", {}))
+    return f" (without {n} seed{'s' if n > 1 else ''})" if n else ""
+
+
+def gone_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What became of each run that did not come to its end."""
+    return [
+        f"{arm}, seed {seed}, {said}"
+        for arm, found in summary["arms"].items()
+        for seed, said in found.get("without_end", {}).items()
+    ]
 
 
 def contrast_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -73,6 +96,8 @@ def contrast_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]
 def cost_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for arm, found in summary["arms"].items():
+        if not found["stages"][-1]["measures"]:  # not one run came to its end
+            continue
         ratios = list(found.get("flops_relative_to_the_deciding_arm", {}).values())
         for name, part in [("", found), *((s["name"], s) for s in found["stages"] if len(found["stages"]) > 1)]:
             compute = part["compute"]
@@ -95,7 +120,7 @@ def cost_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def forgetting_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
     """What was forgotten after each stage, against the base and against the stage before."""
-    first = next(iter(summary["arms"].values()))["stages"][-1]["measures"]
+    first = _last_measures(summary)
     names = [n for n in first if n.endswith(("/F_true", "/BT_true", "/nll_change")) and not n.startswith(PREVIOUS)]
     if not names:
         return None
@@ -113,17 +138,22 @@ def budget_line(summary: Mapping[str, Any]) -> str:
     budget = summary["budget"]
     if budget["unit"] is None:
         return "Budget: none; every arm trained as long as it said, so that arms may differ in cost."
+    own = [
+        name
+        for name, arm in summary["recipe"]["arms"].items()
+        if isinstance(arm, Mapping) and arm.get("budget") and name != budget["decider"]
+    ]
+    apart = f" With a budget of their own, and so not equal: {', '.join(own)}." if own else ""
     if budget["decider"] is None:
-        return f"Budget: {budget['total']:.4g} {budget['unit']} for every arm, over all of its stages."
+        return f"Budget: {budget['total']:.4g} {budget['unit']} for every arm, over all of its stages.{apart}"
     unit = "FLOPs, reference passes counted" if budget["unit"] == "flops" else budget["unit"]
     ratios = [
         ratio
-        for arm in summary["arms"].values()
+        for name, arm in summary["arms"].items()
+        if name not in own
         for ratio in arm.get("flops_relative_to_the_deciding_arm", {}).values()
     ]
     reached = f" Reached: {min(ratios):.3f} to {max(ratios):.3f} of its FLOPs." if ratios else ""
-    own = [name for name, arm in summary["recipe"]["arms"].items() if isinstance(arm, Mapping) and arm.get("budget")]
-    apart = f" With a budget of their own: {', '.join(own)}." if own else ""
     return (
         f"Budget: equal {unit}. {budget['decider']} trained as long as it said; the last stage of every other arm was "
         f"cut or prolonged to the same on every seed.{reached}{apart}"
@@ -175,6 +205,7 @@ def _text(summary: Mapping[str, Any], pictures: list[str], staged: str, costs: s
         "",
         markdown_table(*arm_rows(summary)),
         "",
+        *([*(f"- {each}" for each in gone), ""] if (gone := gone_lines(summary)) else []),
         "## Contrasts",
         "",
         "Differences paired by seed with 95 % t-intervals; p of the exact sign-flip test, and after Holm's correction "

@@ -2,11 +2,13 @@
 
 FOLDER/identity.json            what decides the run; one of anything else is put aside
 FOLDER/STAGE/evaluation.json    what was measured after a stage
-FOLDER/run.json                 the records of all stages; with `digest` once the run is finished
+FOLDER/run.json                 the records of all stages; with `digest` once the run is finished, and with `diverged`,
+                                the reason, where its weights or losses stopped being numbers
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -23,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uft.checkpoint import ASIDE, RECORD
 from uft.comparison.budget import Ledger, Total
-from uft.comparison.identity import claim, decides, digest, of_evaluation
+from uft.comparison.identity import claim, decides, digest, loads_best, of_evaluation
 from uft.comparison.recipe import Arm
 from uft.data.mixture import FeedbackDataset, load_feedback
 from uft.data.sources import Source
@@ -175,8 +177,8 @@ class Run:
             return found
         plan = self.arm.plan
         args = dataclasses.replace(plan.args, seed=self.seed, output_dir=str(self.folder))
-        if args.save_total_limit is None:
-            args.save_total_limit = 1
+        if args.save_total_limit is None and not loads_best(self.arm.values):
+            args.save_total_limit = 1  # more than that is for the best checkpoint, which may be an early one
         ledger = Ledger(self.arm.name, self.total)
         stages = ledger.stages(self.arm.stages)
         data, held_out = (self.shelf.of(sources, plan) for sources in (plan.train_dataset, plan.eval_dataset))
@@ -193,15 +195,40 @@ class Run:
         if self.save_model:
             save_after_stages(model, stages, str(self.folder))
             self.shelf.tokenizer.save_pretrained(self.folder)
-            write_model_card(self.folder, records, f"{self.arm.name}, seed {self.seed}")
+            # from a folder of the recipe the model loads by this name; other folders are not named
+            name = self.folder.as_posix() if not self.folder.is_absolute() else f"{self.arm.name}-seed{self.seed}"
+            write_model_card(self.folder, records, name)
         record = {"arm": self.arm.name, "seed": self.seed, "total": facts["total"], "stages": records}
         write_json(self.folder / RECORD, record | {"digest": digest(facts)})
-        for stage in stages:
-            for checkpoint in [*(self.folder / stage.name).glob("checkpoint-*"), self.folder / stage.name / ASIDE]:
-                shutil.rmtree(checkpoint, ignore_errors=True)
+        self._remove_checkpoints()
         del model
         free_memory()
         return json.loads((self.folder / RECORD).read_text())
+
+    def record_or_divergence(self) -> dict[str, Any]:
+        """As `record`; one that ends with a FloatingPointError is kept as diverged, with the stages before, and is
+        finished by that."""
+        try:
+            return self.record()
+        except FloatingPointError as error:
+            reason = " ".join(str(error).split())
+        stages = []
+        with contextlib.suppress(OSError, ValueError):
+            stages = json.loads((self.folder / RECORD).read_text())["stages"]
+        record = {"arm": self.arm.name, "seed": self.seed, "stages": stages, "diverged": reason}
+        write_json(self.folder / RECORD, record | {"digest": digest(self.facts())})
+        self._remove_checkpoints()
+        free_memory()
+        return json.loads((self.folder / RECORD).read_text())
+
+    @property
+    def keeps_model(self) -> bool:
+        return any(self.folder.glob("*.safetensors"))
+
+    def _remove_checkpoints(self) -> None:
+        for stage in self.arm.stages:
+            for checkpoint in [*(self.folder / stage.name).glob("checkpoint-*"), self.folder / stage.name / ASIDE]:
+                shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _measures(self, stage: Stage, model: nn.Module, trainer: Any, reports: list[Report]) -> dict[str, float]:
         measures: dict[str, float] = {}
@@ -219,22 +246,22 @@ class Run:
 
 
 def check_data(arm: Arm, shelf: Shelf) -> None:
-    """Reads the arm's data, and raises RecipeError where a stage would refuse them."""
-    plan = arm.plan
-    data, held_out = (shelf.of(sources, plan) for sources in (plan.train_dataset, plan.eval_dataset))
+    """Reads the arm's data.  Raises RecipeError, with the arm's name, where they or a stage would be refused."""
+    plan, where = arm.plan, f"arms.{arm.name}"
     bos = shelf.tokenizer.bos_token_id
-    for stage in arm.stages:
-        length = plan.args.max_length
-        try:
-            objective = make_objective(stage.objective)
+    try:
+        data, held_out = (shelf.of(sources, plan) for sources in (plan.train_dataset, plan.eval_dataset))
+        for stage in arm.stages:
+            if len(arm.stages) > 1:
+                where = f"arms.{arm.name}, stage {stage.name!r}"
+            objective, length = make_objective(stage.objective), plan.args.max_length
             usable(part_of(data, stage.on), objective, length, bos)
             if held_out is not None:
                 names = [n for n in held_out.sources if not stage.on or n in stage.on or n not in data.sources]
                 if names:
                     usable(part_of(held_out, tuple(names)), objective, length, bos)
-        except ValueError as error:
-            where = f"arms.{arm.name}" + (f", stage {stage.name!r}" if len(arm.stages) > 1 else "")
-            raise RecipeError(f"{where}: {error}") from None
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def free_memory() -> None:
@@ -248,3 +275,11 @@ def measure_of(record: Mapping[str, Any], name: str, stage: int = -1) -> float:
     """A measure after a stage of a run; NaN where there is none."""
     value = record["stages"][stage].get("measures", {}).get(name)
     return math.nan if value is None else float(value)
+
+
+def endless(record: Mapping[str, Any]) -> str | None:
+    """What became of a run that has no end, and so no measures of one; None for a run that has."""
+    for how in ("diverged", "not_run"):
+        if how in record:
+            return f"{how.replace('_', ' ')}: {record[how]}"
+    return None

@@ -6,36 +6,33 @@ goes on as it would have; the trial that was under way is taken up again, from i
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoTokenizer, TrainerCallback
 
-from uft.comparison.identity import decides, digest, of_evaluation
+from uft.comparison.compare import OF_CHANGES
+from uft.comparison.identity import DECIDES_NOTHING, OF_BEST, decides, digest, of_evaluation
 from uft.comparison.recipe import Arm
-from uft.comparison.runs import Measuring, Run, Shelf, check_data, free_memory, measure_of
-from uft.comparison.sweep_recipe import Parameter, Sweep, Swept
+from uft.comparison.runs import PREVIOUS, Measuring, Run, Shelf, check_data, free_memory, measure_of
+from uft.comparison.sweep_recipe import NOT_OF_TRIALS, ONE, Sweep, Swept
+from uft.comparison.sweep_study import MOST_TIMES, Study, Watch
+from uft.evaluation.report import Report
 from uft.recipe import RecipeError
 from uft.record import write_json
 
-try:
-    import optuna
-except ImportError:
-    raise ImportError("uft sweep needs optuna: pip install 'unified-finetuning[sweep]'") from None
-
-JOURNAL, FILE = "sweep.journal", "study.json"
-BEFORE_PRUNING = 4  # trials that are never ended early
-SCALARS = (str, int, float, bool, type(None))
-Complete, Pruned, Failed, Running = (
-    getattr(optuna.trial.TrialState, s) for s in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")
-)
+FILE = "study.json"
+DECIDES_WHAT_IS_READ = ("train_dataset", "eval_dataset", "max_length")
+FACTS = {  # as they are named where they differ
+    "version": "version of this package", "weights": "weights of the model", "imports": "content of what is imported",
+    "data": "data", "measured": "measure", "measured_on": "measured data",
+}  # fmt: skip
 
 
 class SweepRun:
@@ -44,10 +41,16 @@ class SweepRun:
     def __init__(self, plan: Sweep):
         self.plan = plan
         first = self.first(plan.arms[0]).plan
+        if first.args.world_size > 1:
+            raise ValueError("uft sweep was started on several ranks; want one process")
         self.tokenizer = AutoTokenizer.from_pretrained(first.tokenizer, trust_remote_code=first.args.trust_remote_code)
         self.shelf = Shelf(self.tokenizer)
         for arm in plan.arms:
-            check_data(self.first(arm), self.shelf)
+            for each in self.variants(arm):
+                try:
+                    check_data(each, self.shelf)
+                except RecipeError as error:
+                    raise RecipeError(str(error).removeprefix(f"arms.{ONE}: ")) from None
         self.measuring = None if plan.measure is None else Measuring.of(plan.measure, self.tokenizer)
 
     @staticmethod
@@ -55,40 +58,90 @@ class SweepRun:
         """The arm at the first values of its parameters."""
         return arm.with_values({parameter.key: parameter.some[0] for parameter in arm.space})
 
+    @staticmethod
+    def variants(arm: Swept) -> list[Arm]:
+        """The arm at every choice that decides what is read, or what it is used for; the others at their first."""
+        first = {parameter.key: parameter.some[0] for parameter in arm.space}
+        reading = [
+            parameter
+            for parameter in arm.space
+            if (parameter.key.split(".")[0] in DECIDES_WHAT_IS_READ and not parameter.key.endswith(".weight"))
+            or parameter.key == "objective"
+        ]
+        found = [arm.with_values(first | {p.key: value}) for p in reading for value in p.values or ()]
+        return found or [arm.with_values(first)]
+
     def run(self) -> dict[str, list[dict[str, Any]]]:
         """Every trial, by arm.  Raises RecipeError where the folder holds another sweep."""
-        plan = self.plan
-        self._claim()
+        plan, facts = self.plan, self.facts()
+        self._want_same(facts)
         if self.measuring is not None:
-            first = self.first(plan.arms[0])
-            facts = decides(
-                {"model": first.values["model"]}, measured=plan.measured, measured_on=of_evaluation(self.measuring.data)
-            )
-            self.measuring.of_base(first.plan, plan.output_dir / "base", facts)
+            self._want_measured(self._base())
             free_memory()
-        studies = {arm.name: _Study(arm, plan) for arm in plan.arms}
+        write_json(plan.output_dir / FILE, {"decided_by": facts})
+        studies = {arm.name: Study(arm, plan) for arm in plan.arms}
         start = time.monotonic()
-        for _ in range(plan.trials):  # a trial of each arm in turn, so that what is stopped early is still fair
-            for arm in plan.arms:
-                study = studies[arm.name]
+        # a trial of each arm in turn, so that what is stopped early is still fair
+        for _ in range(max(study.wanted for study in studies.values())):
+            for study in studies.values():
                 if not study.done():
                     line = self._trial(study)
                     print(f"{line}; {(time.monotonic() - start) / 60:.1f} min", flush=True)
         return {name: study.trials() for name, study in studies.items()}
 
-    def _claim(self) -> None:
-        """The folder is this sweep's; more trials are still the same sweep."""
-        path = self.plan.output_dir / FILE
-        facts = {key: value for key, value in self.plan.values.items() if key not in ("trials", "output_dir")}
-        if path.exists():
-            there = json.loads(path.read_text())["recipe"]
-            if digest(there) != digest(facts):
-                differing = sorted(k for k in {*there, *facts} if digest(there.get(k)) != digest(facts.get(k)))
-                other = f"holds another sweep, with other {', '.join(differing)}"
-                raise RecipeError(f"{self.plan.output_dir}: {other}; want another output_dir")
-        write_json(path, {"recipe": facts})
+    # ---- whose the folder is ----
 
-    def _trial(self, study: _Study) -> str:
+    def facts(self) -> dict[str, Any]:
+        """All that decides what a trial finds; more trials are still the same sweep."""
+        plan = self.plan
+        said = {key: getattr(plan, key) for key in ("metric", "direction", "sampler", "pruner", "seeds")}
+        left = {"trials", "measure", *NOT_OF_TRIALS} - {"sweep", "arms"}
+        values = _deciding({key: value for key, value in plan.values.items() if key not in left})
+        data = {arm.name: [self._fingerprints(each) for each in self.variants(arm)] for arm in plan.arms}
+        on = None if self.measuring is None else of_evaluation(self.measuring.data)
+        return decides(values | said, data=data, measured=plan.measured, measured_on=on)
+
+    def _fingerprints(self, arm: Arm) -> list[str | None]:
+        data = (self.shelf.of(each, arm.plan) for each in (arm.plan.train_dataset, arm.plan.eval_dataset))
+        return [each and each.fingerprint for each in data]
+
+    def _want_same(self, facts: Mapping[str, Any]) -> None:
+        path = self.plan.output_dir / FILE
+        there = json.loads(path.read_text()).get("decided_by", {}) if path.exists() else facts
+        old, new = there.get("recipe", {}), facts["recipe"]
+        differing = sorted(key for key in {*old, *new} if digest(old.get(key)) != digest(new.get(key)))
+        differing += [name for key, name in FACTS.items() if digest(there.get(key)) != digest(facts.get(key))]
+        if differing:
+            other = f"holds another sweep, with other {', '.join(differing)}"
+            raise RecipeError(f"{self.plan.output_dir}: {other}; want another output_dir")
+
+    # ---- what is measured ----
+
+    def _base(self) -> Report:
+        first = self.first(self.plan.arms[0])
+        values = {key: first.values.get(key) for key in ("model", "tokenizer", "dtype", "attn_implementation")}
+        facts = decides(values, measured=self.plan.measured, measured_on=of_evaluation(self.measuring.data))
+        return self.measuring.of_base(first.plan, self.plan.output_dir / "base", facts)
+
+    def _want_measured(self, base: Report) -> None:
+        """Before anything is trained; what the trainer evaluates is known after a training only."""
+        changes = [f"{section}/{name}" for section in base.samples for name in OF_CHANGES]
+        metric = self.plan.metric
+        if not metric.startswith("eval_") and metric.removeprefix(PREVIOUS) not in (*base.metrics, *changes):
+            raise RecipeError(f"metric is {metric!r}, which is not measured; want one of {', '.join(base.metrics)}")
+
+    def _value(self, record: Mapping[str, Any]) -> float:
+        measures = record["stages"][-1]["measures"]
+        if self.plan.metric not in measures:
+            known = ", ".join(name for name in measures if name != "epoch")
+            want = f"one of {known}" if known else "an eval_dataset that bears the name of what the last stage is on"
+            raise RecipeError(f"metric is {self.plan.metric!r}, which is not measured; want {want}")
+        return measure_of(record, self.plan.metric)
+
+    # ---- trials ----
+
+    def _trial(self, study: Study) -> str:
+        """Runs a trial; one that cannot be finished is kept as failed.  Returns a line about it."""
         trial = study.ask()
         values = study.values(trial.params)
         name = "" if study.arm.changes is None else f"{study.arm.name}, "
@@ -97,26 +150,40 @@ class SweepRun:
         if (twin := study.twin(trial)) is not None:
             study.finish(trial, twin.value, {**twin.user_attrs, "as_trial": twin.number + 1})
             return f"{line}: as trial {twin.number + 1}, {self.plan.metric} {twin.value:.5g}"
-        arm, by_seed, costs, pruned = study.arm.with_values(values), {}, {"flops": 0.0, "seconds": 0.0}, False
+        if study.stuck(trial):
+            reason = f"it was begun {MOST_TIMES} times, and ended each time without getting further"
+            study.finish(trial, None, {"reason": reason})
+            return f"{line}: failed, {reason}"
+        about, pruned, reason = {"by_seed": {}, "flops": 0.0, "seconds": 0.0}, False, None
         try:
-            for seed in self.plan.seeds:
-                watch = _Watch(trial, self.plan, arm) if self.plan.pruner == "median" and not by_seed else None
-                record = self._run(arm, seed, study.folder(trial.number), watch).record()
-                by_seed[str(seed)] = self._value(record)
-                for cost in costs:
-                    costs[cost] += sum(stage["compute"].get(cost, 0) for stage in record["stages"])
-                if pruned := watch is not None and watch.pruned:
-                    break
-        except FloatingPointError as error:
-            study.finish(trial, None, {"reason": str(error), **costs})
-            return f"{line}: failed, {error}"
-        value = float(np.mean(list(by_seed.values())))
-        about = {"by_seed": by_seed, **costs}
+            pruned = self._seeds(study, trial, study.arm.with_values(values), about)
+        except (FloatingPointError, torch.OutOfMemoryError) as error:  # which other values may not end in
+            reason = " ".join(str(error).split())
+        except Exception as error:
+            study.finish(trial, None, about | {"reason": f"{type(error).__name__}: {' '.join(str(error).split())}"})
+            raise
+        value = float(np.mean(list(about["by_seed"].values()))) if reason is None else math.nan
         if not math.isfinite(value):
-            study.finish(trial, None, {"reason": f"{self.plan.metric} is {value}", **costs})
-            return f"{line}: failed, {self.plan.metric} is {value}"
+            reason = reason or f"{self.plan.metric} is {value}"
+            study.finish(trial, None, about | {"reason": reason})
+            free_memory()
+            return f"{line}: failed, {reason}"
         study.finish(trial, value, about, pruned)
         return f"{line}: {self.plan.metric} {value:.5g}{' (ended early)' if pruned else ''}"
+
+    def _seeds(self, study: Study, trial: Any, arm: Arm, about: dict[str, Any]) -> bool:
+        """A run per seed, what it found and cost put into `about`; returns whether the trial was ended early."""
+        for seed in self.plan.seeds:
+            watch = None
+            if self.plan.pruner == "median" and not about["by_seed"]:
+                watch = Watch(trial, self.plan, arm)
+            record = self._run(arm, seed, study.folder(trial.number), watch).record()
+            about["by_seed"][str(seed)] = self._value(record)
+            for cost in ("flops", "seconds"):
+                about[cost] += sum(stage["compute"].get(cost, 0) for stage in record["stages"])
+            if watch is not None and watch.pruned:
+                return True
+        return False
 
     def _run(self, arm: Arm, seed: int, folder: Path, watch: TrainerCallback | None) -> Run:
         return Run(
@@ -124,152 +191,15 @@ class SweepRun:
             save_model=False, callbacks=[] if watch is None else [watch],
         )  # fmt: skip
 
-    def _value(self, record: Mapping[str, Any]) -> float:
-        measures = record["stages"][-1]["measures"]
-        if self.plan.metric not in measures:
-            known = ", ".join(name for name in measures if name != "epoch")
-            raise RecipeError(f"metric is {self.plan.metric!r}, which is not measured; want one of {known}")
-        return measure_of(record, self.plan.metric)
 
-
-class _Watch(TrainerCallback):
-    """Tells the trial what the evaluations of the last stage find, and ends a training that falls behind."""
-
-    def __init__(self, trial: optuna.Trial, plan: Sweep, arm: Arm):
-        self.trial, self.metric, self.last = trial, plan.metric, arm.stages[-1].name
-        self.pruned = False
-        self._told: set[int] = set(_frozen(trial).intermediate_values)
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        value, step = (metrics or {}).get(self.metric), state.global_step
-        if Path(args.output_dir).name != self.last or value is None or step in self._told:
-            return
-        self._told.add(step)
-        self.trial.report(value, step)
-        if step < state.max_steps and self.trial.should_prune():
-            self.pruned = control.should_training_stop = True
-
-
-def _frozen(trial: optuna.Trial) -> optuna.trial.FrozenTrial:
-    return trial.study.get_trials(deepcopy=False)[trial.number]
-
-
-class _Study:
-    """One arm's trials."""
-
-    def __init__(self, arm: Swept, plan: Sweep):
-        self.arm, self.plan = arm, plan
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        backend = optuna.storages.journal.JournalFileBackend(str(plan.output_dir / JOURNAL))
-        pruner = optuna.pruners.MedianPruner(BEFORE_PRUNING) if plan.pruner == "median" else optuna.pruners.NopPruner()
-        self.study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(backend), study_name=arm.name, direction=plan.direction,
-            pruner=pruner, load_if_exists=True,
-        )  # fmt: skip
-        self._taken_up = {t.number for t in self._all() if t.state == Running}
-
-    @property
-    def wanted(self) -> int:
-        return min(self.plan.trials, len(list(self._grid()))) if self.plan.sampler == "grid" else self.plan.trials
-
-    def _all(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
-
-    def done(self) -> bool:
-        return sum(t.state.is_finished() for t in self._all()) >= self.wanted
-
-    def folder(self, number: int) -> Path:
-        folder = self.plan.output_dir / "trials"
-        return (folder if self.arm.changes is None else folder / self.arm.name) / f"{number + 1:03d}"
-
-    def ask(self) -> optuna.Trial:
-        """The trial that was under way when an earlier sweep was ended, or the next one."""
-        for trial in self._all():
-            if trial.number in self._taken_up and trial.state == Running:
-                self._taken_up.discard(trial.number)
-                taken = optuna.Trial(self.study, trial._trial_id)
-                for name, distribution in self._space().items():  # those that had been drawn stay
-                    taken._suggest(name, distribution)
-                return taken
-        number = len(self._all())
-        if self.plan.sampler == "grid":
-            # what was put into the queue by a sweep that was ended is taken first
-            if not any(t.state == optuna.trial.TrialState.WAITING for t in self._all()):
-                self.study.enqueue_trial(next(itertools.islice(self._grid(), number, None)))
-        else:
-            self.study.sampler = self._sampler(number)
-        return self.study.ask(self._space())
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        samplers = optuna.samplers
-        startup = min(10, max(3, self.plan.trials // 3))
-        if self.plan.sampler == "random":
-            return samplers.RandomSampler(seed=number)
-        if self.plan.sampler == "gp":
-            return samplers.GPSampler(seed=number, n_startup_trials=startup, deterministic_objective=False)
-        return samplers.TPESampler(seed=number, n_startup_trials=startup)
-
-    def _space(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        return {parameter.key: _distribution(parameter) for parameter in self.arm.space}
-
-    def _grid(self) -> Iterator[dict[str, Any]]:
-        keys = [parameter.key for parameter in self.arm.space]
-        for values in itertools.product(*(map(_as_choice, p.values or ()) for p in self.arm.space)):
-            yield dict(zip(keys, values))
-
-    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What a trial sets the keys of the recipe to."""
-        found = {}
-        for parameter in self.arm.space:
-            value = params[parameter.key]
-            if parameter.values is not None:
-                value = next(each for each in parameter.values if _as_choice(each) == value)
-            found[parameter.key] = value
-        return found
-
-    def twin(self, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
-        """A finished trial of the same values, which would come out the same."""
-        return next((t for t in self._all() if t.state == Complete and t.params == trial.params), None)
-
-    def finish(self, trial: optuna.Trial, value: float | None, about: Mapping[str, Any], pruned: bool = False) -> None:
-        for name, each in about.items():
-            trial.set_user_attr(name, each)
-        if value is None:
-            self.study.tell(trial, state=Failed)
-        elif pruned:
-            trial.set_user_attr("value", value)
-            self.study.tell(trial, state=Pruned)
-        else:
-            self.study.tell(trial, value)
-
-    def trials(self) -> list[dict[str, Any]]:
-        """What sweep.json holds of every trial."""
-        return [
-            {
-                "number": t.number + 1,  # as its folder is called
-                "state": {Complete: "finished", Pruned: "ended early", Failed: "failed"}[t.state],
-                "value": t.value if t.state == Complete else t.user_attrs.get("value"),
-                "params": self.values(t.params),
-                **{name: each for name, each in t.user_attrs.items() if name != "value"},
-            }
-            for t in self._all()
-            if t.state.is_finished()
-        ]
-
-
-def _as_choice(value: Any) -> Any:
-    """A choice as optuna keeps it: what is no scalar as JSON."""
-    return value if isinstance(value, SCALARS) else json.dumps(value, sort_keys=True)
-
-
-def _distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:
-    distributions = optuna.distributions
-    if parameter.values is not None:
-        return distributions.CategoricalDistribution([_as_choice(each) for each in parameter.values])
-    if parameter.whole:
-        return distributions.IntDistribution(int(parameter.low), int(parameter.high))
-    return distributions.FloatDistribution(float(parameter.low), float(parameter.high), log=parameter.log)
+def _deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what changes no number, in its arms and stages either."""
+    found = {key: value for key, value in values.items() if key not in DECIDES_NOTHING - OF_BEST}
+    if isinstance(found.get("arms"), Mapping):
+        found["arms"] = {name: _deciding(arm or {}) for name, arm in found["arms"].items()}
+    if isinstance(found.get("stages"), list):
+        found["stages"] = [_deciding(stage) for stage in found["stages"]]
+    return found
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from uft.command_line import recipe_of, recipe_parser
+from uft.command_line import goes_on, recipe_of, recipe_parser
 
 
 def parser(fields: bool = False) -> argparse.ArgumentParser:
@@ -14,8 +14,9 @@ def parser(fields: bool = False) -> argparse.ArgumentParser:
     return recipe_parser(
         "uft sweep",
         "Searches keys of a recipe: `sweep` names them with a range or a list, `metric` is what decides. With `arms` "
-        "every arm gets the same number of trials. What was killed goes on with the same command. Writes best.yaml, "
-        "which `uft train` runs, sweep.json, sweep.html and a folder per trial. Needs the extra `sweep` (optuna).",
+        "every arm gets as many trials (of a grid, all of it). What was killed goes on with the same command. Writes "
+        "best.yaml, which `uft train` runs, sweep.json, sweep.html and a folder per trial. Needs the extra `sweep` "
+        "(optuna).",
         """
   uft sweep --config sweep.yaml --dry-run          # every range checked, and what a trial would cost
   uft sweep --config sweep.yaml
@@ -28,7 +29,7 @@ def parser(fields: bool = False) -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> int:
     from uft.comparison.sweep_recipe import Sweep
 
-    given = recipe_of(words)
+    given = recipe_of(words, keep_import=True)
     plan = Sweep.of(given.recipe)
     from uft.comparison.sweep import SweepRun  # which says how to install optuna
 
@@ -36,13 +37,18 @@ def main(words: Sequence[str]) -> int:
     if given.dry_run:
         print(_described(sweep))
         return 0
-    from uft.comparison.sweep_report import terminal, write
+    from uft.comparison.sweep_report import has_compare, terminal, write
+    from uft.comparison.sweep_tuned import to_fill_in
 
     plan.output_dir.mkdir(parents=True, exist_ok=True)
-    summary = write(plan, sweep.run())
+    with goes_on():
+        results = sweep.run()
+    summary = write(plan, results)
     print(terminal(plan, summary))
     best = [f"best-{arm.name}.yaml" for arm in plan.arms] if plan.has_arms else ["best.yaml"]
     print(f"\n{', '.join(best)}, sweep.json, sweep.html and figures in {plan.output_dir}")
+    if has_compare(plan, summary["arms"]):
+        print(to_fill_in(plan))
     return 0
 
 
@@ -58,12 +64,15 @@ def _described(sweep) -> str:
         lines += ["searched, above at the first value of each:", *(f"  {parameter}" for parameter in arm.space), ""]
         moving = own_measure(plan, [parameter.key for parameter in arm.space])
         lines += [f"! {moving}", ""] if moving else []
-    runs = len(plan.arms) * plan.trials * len(plan.seeds)
+    trials = {arm.name: plan.wanted(arm) for arm in plan.arms}
+    runs = sum(trials.values()) * len(plan.seeds)
+    several = len(set(trials.values())) > 1
+    each = " and ".join(f"{n} of {name}" for name, n in trials.items()) if several else f"{max(trials.values())}"
     return "\n".join(
         [
             *lines,
-            f"{plan.trials} trials{' of each arm' if plan.has_arms else ''} by {plan.sampler}, {len(plan.seeds)} "
-            f"seed{'s' if len(plan.seeds) > 1 else ''} each: {runs} runs at most",
+            f"{each} trials{' of each arm' if plan.has_arms and not several else ''} by {plan.sampler}, "
+            f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''} each: {runs} runs at most",
             f"best is what has {plan.metric} {plan.direction}d; output: {plan.output_dir}",
             "Nothing was trained or written: --dry-run.",
         ]

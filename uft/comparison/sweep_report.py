@@ -1,17 +1,13 @@
-"""What a sweep found: sweep.json, best.yaml, a table, a page and figures."""
+"""What a sweep found: sweep.json, recipes of the best, a table, a page and figures."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from uft.comparison.sweep_recipe import OWN, Sweep, Swept, as_words
+from uft.comparison.sweep_recipe import Sweep, Swept
+from uft.comparison.sweep_tuned import ending, write_best, write_compare
 from uft.comparison.tables import markdown_table, terminal_table
-from uft.recipe import override
 from uft.record import environment, write_json
 
 IN_TERMINAL = 12  # trials
@@ -33,6 +29,11 @@ def edges(arm: Swept, best: Mapping[str, Any]) -> list[str]:
     return [p.key for p in arm.space if p.at_edge(best["params"][p.key])]
 
 
+def has_compare(plan: Sweep, arms: Mapping[str, Any]) -> bool:
+    """Whether compare.yaml is written: two arms or more, each with a best trial."""
+    return len(plan.arms) > 1 and all(arm["best"] for arm in arms.values())
+
+
 def write(plan: Sweep, found: Mapping[str, Trials]) -> dict[str, Any]:
     """Everything into the sweep's folder; returns what sweep.json holds."""
     folder, arms = plan.output_dir, {}
@@ -45,47 +46,14 @@ def write(plan: Sweep, found: Mapping[str, Trials]) -> dict[str, Any]:
             "trials": list(found[arm.name]),
         }
         if best is not None:
-            name = f"best{_ending(plan, arm)}"
-            values = arm.with_values(best["params"]).values
-            seed = {} if "seed" in values else {"seed": plan.seeds[0]}  # that of the trial
-            write_yaml(
-                folder / f"{name}.yaml", f"The best of {len(found[arm.name])} trials: uft train --config {name}.yaml",
-                {**values, **seed, "output_dir": str(folder / name)},
-            )  # fmt: skip
-    if plan.has_arms and all(arms[arm.name]["best"] for arm in plan.arms):
-        write_yaml(
-            folder / "compare.yaml", "Every arm at its best: uft compare --config compare.yaml", tuned(plan, arms)
-        )
+            write_best(plan, arm, best, len(found[arm.name]))
+    if has_compare(plan, arms):
+        write_compare(plan, {name: arm["best"] for name, arm in arms.items()})
     about = {key: getattr(plan, key) for key in ("metric", "direction", "sampler", "pruner", "seeds")}
     summary = {**about, "arms": arms, "recipe": dict(plan.values), **environment()}
     write_json(folder / "sweep.json", summary)
     _page(plan, summary)
     return summary
-
-
-def tuned(plan: Sweep, arms: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of `uft compare` for the arms at their best."""
-    common = {key: value for key, value in plan.values.items() if key not in OWN}
-    changed = {}
-    for arm in plan.arms:
-        own = copy.deepcopy(dict(arm.changes or {}))
-        for key, value in arms[arm.name]["best"]["params"].items():
-            first = key.partition(".")[0]
-            if first not in own and first in common and "." in key:
-                own[first] = copy.deepcopy(common[first])
-            own = override(own, as_words({key: value}))
-        changed[arm.name] = own
-    measured = {} if plan.measured is None else {"measure": dict(plan.measured)}
-    return {**common, "output_dir": str(plan.output_dir / "compare"), "arms": changed, **measured}
-
-
-def write_yaml(path: Path, comment: str, values: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(f"# {comment}\n{text}", encoding="utf-8")
-
-
-def _ending(plan: Sweep, arm: Swept) -> str:
-    return f"-{arm.name}" if plan.has_arms else ""
 
 
 # ---- as text ----
@@ -141,15 +109,38 @@ def said(plan: Sweep, name: str, found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def own_measure(plan: Sweep, keys: Iterable[str]) -> str | None:
-    """A warning where what is searched changes what is minimised."""
-    changed = [key for key in keys if "objective" in key.split(".")]
-    if plan.metric != "eval_loss" or not changed:
+def counted(trials: Trials) -> str:
+    """How many trials there are, and what became of them: 8 trials: 6 finished (1 as another), 2 failed."""
+    states = [trial["state"] for trial in trials]
+    same = sum("as_trial" in trial for trial in trials)
+    parts = [f"{states.count(state)} {state}" for state in ("finished", "ended early", "failed") if state in states]
+    if same:
+        parts[0] += f" ({same} of them as an earlier one of the same values)"
+    return f"{len(states)} trial{'s' * (len(states) != 1)}: {', '.join(parts)}"
+
+
+def unlike(arms: Mapping[str, Any]) -> str | None:
+    """A warning where arms were not tuned with as many trials."""
+    tried = {name: sum("as_trial" not in trial for trial in arm["trials"]) for name, arm in arms.items()}
+    if len(set(tried.values())) < 2:
         return None
-    return (
-        f"eval_loss is that of the objective, and {', '.join(changed)} may change what it is made of: its values then "
-        "do not say which is better; want a metric such as eval_rewards/accuracies, or one of `measure`."
-    )
+    several = ", ".join(f"{name} {count}" for name, count in tried.items())
+    return f"Arms were not tuned alike: different values tried, {several}; more trials find a better best."
+
+
+def own_measure(plan: Sweep, keys: Iterable[str]) -> str | None:
+    """A warning where what is searched changes what the metric means."""
+    changed = [key for key in keys if "objective" in key.split(".")]
+    betas = [key for key in changed if key.endswith("beta")]
+    other = "want a metric such as eval_rewards/accuracies, or one of `measure`."
+    if plan.metric == "eval_loss" and changed:
+        return (
+            f"eval_loss is that of the objective, and {', '.join(changed)} may change what it is made of: its values "
+            f"then do not say which is better; {other}"
+        )
+    if plan.metric.startswith("eval_") and plan.metric.endswith("/margins") and betas:
+        return f"{plan.metric} grows with {', '.join(betas)}, which multiplies it, whatever was learnt; {other}"
+    return None
 
 
 def terminal(plan: Sweep, summary: Mapping[str, Any]) -> str:
@@ -165,6 +156,8 @@ def terminal(plan: Sweep, summary: Mapping[str, Any]) -> str:
             "",
             *said(plan, arm.name, found),
         ]
+    if uneven := unlike(summary["arms"]):
+        lines += ["", uneven]
     return "\n".join(lines)
 
 
@@ -176,10 +169,11 @@ def _page(plan: Sweep, summary: Mapping[str, Any]) -> None:
     lines = [
         f"# Sweep: {plan.metric}, to be {plan.direction}d",
         "",
-        f"Sampler {plan.sampler}, pruner {plan.pruner}, {seeds} of every trial"
-        + (", as many trials for every arm." if plan.has_arms else "."),
+        f"Sampler {plan.sampler}, pruner {plan.pruner}, {seeds} of every trial.",
         "",
     ]
+    if uneven := unlike(summary["arms"]):
+        lines += [f"**{uneven}**", ""]
     for arm in plan.arms:
         found = summary["arms"][arm.name]
         finished = [trial for trial in found["trials"] if trial["state"] == "finished"]
@@ -189,10 +183,10 @@ def _page(plan: Sweep, summary: Mapping[str, Any]) -> None:
             *(f"- {s}" for s in said(plan, arm.name, found)),
             "",
         ]
-        lines += ["Searched: " + "; ".join(found["space"]) + ".", ""]
+        lines += [f"{counted(found['trials'])}. Searched: {'; '.join(found['space'])}.", ""]
         if finished:
             name = figures.over_parameters(
-                plan.output_dir / f"sweep{_ending(plan, arm)}.png", finished, arm.space,
+                plan.output_dir / f"sweep{ending(plan, arm)}.png", finished, arm.space,
                 plan.metric, found["best"]["number"],
             )  # fmt: skip
             lines += [

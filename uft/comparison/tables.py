@@ -10,13 +10,16 @@ from uft.comparison.statistics import Interval
 # endings of metrics of which less is better
 LESS_IS_BETTER = (
     "loss", "nll", "nll_sequence", "perplexity", "kl", "kl_sequence", "reverse_kl", "reverse_kl_sequence", "F",
-    "F_true", "nll_change", "worse", "false_refusal", "displaced", "gap",
+    "F_true", "nll_change", "worse", "displaced", "gap", "rejected",
 )  # fmt: skip
 
 
 def less_is_better(metric: str) -> bool:
+    """By the metric's own name, whichever source or group it is of; gaps between groups count as they are."""
     parts = metric.removeprefix("eval_").split("/")
-    return parts[0] == "loss" or parts[-1] in LESS_IS_BETTER
+    if "group" in parts:
+        parts = parts[: parts.index("group")]
+    return parts[0] == "loss" or "false_refusal" in parts or parts[-1] in LESS_IS_BETTER
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
