@@ -35,6 +35,19 @@ def temporary_files_go_away(tmp_path_factory):
     tempfile.tempdir = None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def losses_of_a_module_go_away():
+    """Losses that tests register are not there for the tests of other files."""
+    from uft.losses import tables
+
+    found = (tables.LIKELIHOOD, tables.PAIRWISE, tables.POINTWISE)
+    before = [dict(table) for table in found]
+    yield
+    for table, entries in zip(found, before):
+        table.clear()
+        table.update(entries)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

@@ -104,6 +104,7 @@ def test_killed_at_random_moments(kills, uninterrupted, tmp_path):
     assert len(resumed_from) > 2  # the kills did fall at different moments
 
 
+LONG = ("a cached reference", "stages, adapter kept")
 KTO = {"sft": {"loss": "nll"}, "kto": {"loss": "kto", "on": "pairs+labels"}}
 CACHED = {"sft": {"loss": "nll"}, "dpo": {"loss": "dpo"}, "una": {"loss": "una_mse", "on": "labels"}}
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
@@ -129,7 +130,10 @@ OTHER_WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", OTHER_WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=[pytest.mark.slow] if way in LONG else []) for way in OTHER_WAYS],
+)
 def test_killed_in_other_ways_of_training(way, tmp_path):
     run, options = OTHER_WAYS[way]
     expected, start = tmp_path / "whole", time.monotonic()

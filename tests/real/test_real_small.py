@@ -112,6 +112,7 @@ def check(output):
     return summary
 
 
+@pytest.mark.slow
 def test_the_comparison_runs_end_to_end_and_remembers(folder, tmp_path, here, capsys):
     words = ["--data", str(folder), *QUICK, "--output", str(tmp_path)]
     assert real_small.main(words) == 0

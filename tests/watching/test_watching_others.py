@@ -14,7 +14,7 @@ from uft.watching.lines import read
 
 OPTIONS = {
     "use_cpu": True, "max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "no",
-    "report_to": "tensorboard", "max_length": 64,
+    "report_to": "tensorboard", "max_length": 64, "disable_tqdm": False,
 }  # fmt: skip
 
 
