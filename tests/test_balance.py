@@ -560,7 +560,7 @@ def test_a_run_with_other_weights_is_another_run(change, message, tmp_path):
 
 
 @ranks_resume
-@pytest.mark.parametrize("name", ["maxright", pytest.param("budget", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param("maxright", marks=pytest.mark.slow), "budget"])
 def test_two_ranks_decide_as_one_process_does(name, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()

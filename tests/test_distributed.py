@@ -77,7 +77,7 @@ CASES = [
     ("mixed kinds", 2, {}),
     ("one row left", 4, {}),
     pytest.param("a rare source", 2, {"layout": "padded"}, marks=pytest.mark.slow),
-    ("mixed kinds", 2, {"token_budget": 64, "max_length": 64}),
+    pytest.param("mixed kinds", 2, {"token_budget": 64, "max_length": 64}, marks=pytest.mark.slow),
     pytest.param(
         "one row left",
         4,

@@ -114,9 +114,17 @@ def steps(folder, name: str, world: int, how: str, lora: bool) -> None:
         torch.save({n: p.detach() for n, p in ends.items()}, folder / f"{name}.pt")
 
 
-@pytest.mark.parametrize("ranks, how, lora", [(2, "head in the root", False), (4, "head apart", False),
-                                              (2, "accelerate", False), (4, "accelerate", True),
-                                              (2, "head apart", True), (4, "head in the root", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "ranks, how, lora",
+    [
+        (2, "head in the root", False),
+        pytest.param(4, "head apart", False, marks=pytest.mark.slow),
+        (2, "accelerate", False),
+        (4, "accelerate", True),
+        (2, "head apart", True),
+        (4, "head in the root", True),
+    ],
+)
 def test_fsdp2_takes_the_step_of_one_process(ranks, how, lora, tmp_path):
     run(steps, tmp_path, 1, "one", 1, how, lora)
     run(steps, tmp_path, ranks, "many", ranks, how, lora)
