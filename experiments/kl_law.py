@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from uft.comparison.tables import markdown_table, terminal_table
 from uft.record import environment, write_json
 from uft.reporting.page import write_page
 
@@ -30,7 +31,6 @@ from .figures import family_names, family_styles, plt, save
 from .fits import FITS, Correlation, correlation, fitted_r2, left_out_r2, r2, resampled_spearman, within_r2
 from .reporting.folders import ResultError, read_result
 from .reporting.runs import KL, LAB, REAL, Run, runs_of
-from .reporting.tables import markdown_table, terminal_table
 
 RESULTS = Path(__file__).parent / "results"
 OUTCOMES = {"forgotten": "share of facts forgotten", "lost": "retention lost since the base"}

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from uft.comparison.tables import markdown_table, terminal_table
 from uft.record import environment, write_json
 from uft.reporting.page import write_page
 
@@ -33,9 +34,7 @@ from .reporting.tables import (
     compute_rows,
     contrast_rows,
     lost_since_sft,
-    markdown_table,
     mean_of,
-    terminal_table,
 )
 
 __all__ = [

@@ -26,6 +26,7 @@ from transformers import LlamaForCausalLM, TrainerCallback
 
 from uft.collation import Collator
 from uft.comparison.statistics import interval
+from uft.comparison.tables import markdown_table, terminal_table
 from uft.record import environment, write_json
 from uft.reporting.page import write_page
 from uft.rlhf.guards import HackingGuard, Limits
@@ -40,7 +41,6 @@ from .lab.reinforcement import Reinforcement, Rewarding, reinforce, train_reward
 from .lab.tokenizer import decode, lab_tokenizer
 from .lab.training import LabStage, Plan, Scale, run_plan
 from .lab.world import TEST, VALIDATION, make_world
-from .reporting.tables import markdown_table, terminal_table
 
 RESULTS = Path(__file__).parent / "results" / "reward_hacking"
 NAME, QUESTION = "reward_hacking", "Does a policy hack its reward, and what keeps it from it?"

@@ -1,5 +1,7 @@
 """A tokenizer and a model that need no download: 400 tokens, two layers, built in a fraction of a second."""
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -55,3 +57,11 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, seed: int, architecture: str 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def saved_tiny(folder: Path) -> Path:
+    """A folder `tiny` in this one, with a tiny model and its tokenizer."""
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer, seed=0).save_pretrained(folder / "tiny")
+    tokenizer.save_pretrained(folder / "tiny")
+    return folder / "tiny"

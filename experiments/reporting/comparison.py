@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from uft.comparison.statistics import effect_size, holm, interquartile_mean, interval, paired_difference, sign_flip
+from uft.comparison.tables import markdown_table
 
 from .. import figures
 from ..search import RETENTION
@@ -24,7 +25,6 @@ from .tables import (
     by_seed,
     compute_row,
     lost_by_seed,
-    markdown_table,
     mean_of,
     named_contrasts,
     signed,

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from uft.comparison.tables import markdown_table
 from uft.reporting.page import write_page
 
 from .comparison import comparison_text
-from .tables import markdown_table
 
 OTHERS = (
     "kl_law",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from uft.comparison.statistics import Interval, interval, paired_difference
+from uft.comparison.tables import signed
 
 from ..search import retention, score
 
@@ -54,30 +55,6 @@ def by_seed(records: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]
 
 def mean_of(records: Sequence[Mapping[str, Any]], name: str) -> Interval:
     return interval(list(by_seed(records, name).values()))
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """First column to the left, the others to the right."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(header), "|---|" + "--:|" * (len(header) - 1), *map(line, rows)])
-
-
-def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
-
-    def line(row):  # fmt: skip
-        return "  ".join(cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths)))
-
-    return "\n".join([line(header), "  ".join("─" * w for w in widths), *map(line, rows)])
-
-
-def signed(found: Interval) -> str:
-    if found.n < 2:
-        return f"{found.mean:+.3f}"
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 COMPUTE = {

@@ -4,17 +4,13 @@ import os
 
 import comparison_workplace
 import pytest
-from tiny import tiny_model, tiny_tokenizer
+from tiny import saved_tiny
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """The folder of a tiny model with its tokenizer."""
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    tokenizer = tiny_tokenizer()
-    tiny_model(tokenizer, seed=0).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return saved_tiny(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from torch import Tensor
 from uft_kernels import linear_divergence, linear_logprob
 from uft_kernels.backend import uses_triton
 
+from uft.comparison.tables import terminal_table
+
 
 class Inputs(NamedTuple):
     """A head and what it reads; N tokens, D hidden, V vocabulary.  Those of the reference come last."""
@@ -107,9 +109,7 @@ def main(words: Sequence[str]) -> int:
             name, f"{worst[0]:.1e}", f"{worst[1]:.1e}", *(f"{t:.2f}" for t in (*times, times[0] / times[1])),
             "–" if None in peaks else f"{peaks[0] / peaks[1]:.2f}",
         ))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))))
+    print(terminal_table(lines[0], lines[1:]))
     print(f"\nless exact than they must be: {', '.join(wrong)}" if wrong else "\nall as exact as they must be")
     return int(bool(wrong))
 
